@@ -1,0 +1,180 @@
+"""What a forward model is: its two spaces, its forward, and what follows from linearity."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, Self, overload
+
+import torch
+from torch import Tensor, nn
+
+from recon.operators.solve import ConjugateGradient, conjugate_gradient
+from recon.space import Space
+
+__all__ = ["LinearOperator", "Operator", "Space"]
+
+
+def _checked(method: Callable[..., Tensor], space: str) -> Callable[..., Tensor]:
+    first = list(inspect.signature(method).parameters)[1]
+
+    @functools.wraps(method)
+    def checked(self: "Operator", *args: Any, **kwargs: Any) -> Tensor:
+        x = args[0] if args else kwargs.get(first)
+        if isinstance(x, Tensor):  # anything else is for Python's own message
+            getattr(self, space).check(x, f"{self.label()}.{method.__name__}")
+        return method(self, *args, **kwargs)
+
+    return checked
+
+
+def _recordable(t: Tensor) -> Tensor:
+    # autograd refuses tensors made under inference_mode; a copy made outside it is an ordinary one
+    return t.clone() if t.is_inference() else t
+
+
+class Operator(nn.Module):
+    """A forward model ``y = A(x)`` from ``domain`` to ``range``; nonlinear ones stop here.
+
+    A subclass writes ``forward`` for inputs ``(*batch, *domain.shape)``, with any number of
+    leading dimensions, each item handled alone. Inputs are checked against the spaces before the
+    subclass sees them. No noise is added here: an operator is deterministic.
+    """
+
+    domain: Space
+    range: Space
+
+    def __init__(self, domain: Space, range: Space) -> None:  # noqa: A002 the field's word
+        super().__init__()
+        self.domain, self.range = domain, range
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        spaces = {"forward": "domain", "normal": "domain", "solve": "domain", "adjoint": "range"}
+        for name, space in spaces.items():
+            if name in cls.__dict__:
+                setattr(cls, name, _checked(cls.__dict__[name], space))
+
+    def label(self) -> str:
+        """A short name with both shapes, for messages: ``Blur[(1, 8, 8) -> (1, 8, 8)]``."""
+        return f"{type(self).__name__}[{self.domain.shape} -> {self.range.shape}]"
+
+    def __call__(self, x: Tensor) -> Tensor:
+        result: Tensor = super().__call__(x)
+        return result
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: ARG002 the contract's argument
+        raise TypeError(f"{type(self).__name__} has no forward: write forward(self, x)")
+
+    def vjp(self, x: Tensor, v: Tensor) -> Tensor:
+        """``J(x)^H v`` by automatic differentiation, ``(*batch, *domain.shape)``."""
+        with torch.inference_mode(False), torch.enable_grad():
+            x = _recordable(x).detach().requires_grad_()
+            (pull,) = torch.autograd.grad(self(x), x, _recordable(v))
+        return pull
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Module.to(torch.float64) would cast complex buffers to real ones and drop their
+        # imaginary part; through real views they become complex128 instead.
+        def through_real(t: Tensor) -> Tensor:
+            real = torch.view_as_real(t.resolve_conj()) if t.is_complex() else t
+            moved = fn(real)
+            if moved.is_complex():
+                raise TypeError(f"{self.label()}.to: want a real dtype, got {moved.dtype}: complex "
+                                "buffers follow the precision of a real one")
+            return torch.view_as_complex(moved.contiguous()) if t.is_complex() else moved
+
+        return super()._apply(through_real, recurse)  # type: ignore[no-untyped-call, no-any-return]
+
+    def __matmul__(self, other: object) -> "Operator":
+        return algebra.compose(self, other) if isinstance(other, Operator) else NotImplemented
+
+
+class LinearOperator(Operator):
+    """A linear forward model. ``adjoint`` is exact: written out, or by autograd of ``forward``.
+
+    ``<a, b> = sum(conj(a) b)``; with a real domain and a complex range the adjoint returns the
+    real part, and ``<A x, y>`` equals ``<x, A.adjoint(y)>`` in real parts.
+    """
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """``A^H y``, ``(*batch, *domain.shape)``."""
+        graph = torch.is_grad_enabled() and y.requires_grad
+        kind = y.dtype.to_complex() if self.domain.is_complex else y.dtype.to_real()
+        with torch.inference_mode(False), torch.enable_grad():
+            y = _recordable(y)
+            x = torch.zeros(self.range.batch_of(y) + self.domain.shape, dtype=kind,
+                            device=y.device, requires_grad=True)
+            (pull,) = torch.autograd.grad(self(x), x, y, create_graph=graph)
+        return pull
+
+    def normal(self, x: Tensor) -> Tensor:
+        """``A^H A x``."""
+        return self.adjoint(self(x))
+
+    def vjp(self, x: Tensor, v: Tensor) -> Tensor:  # noqa: ARG002 the same wherever x is
+        """``A^H v``, whatever ``x``."""
+        return self.adjoint(v)
+
+    def solve(self, rhs: Tensor, shift: Tensor | float, x0: Tensor | None = None,
+              max_iter: int = 50, rtol: float = 1e-6) -> Tensor:
+        """``(A^H A + shift I)^-1 rhs`` for each item, by conjugate gradients from ``x0``.
+
+        ``shift`` is one number, or one per item, ``(*batch,)``. Operators that know a closed form
+        use it and ignore the last three arguments. With ``shift`` 0 and a rank-deficient A, the
+        solution of least norm, if there is one.
+        """
+        return self.solve_cg(rhs, shift, x0, max_iter, rtol).x
+
+    def solve_cg(self, rhs: Tensor, shift: Tensor | float, x0: Tensor | None = None,
+                 max_iter: int = 50, rtol: float = 1e-6) -> ConjugateGradient:
+        """As ``solve``, always by conjugate gradients, with its iterations and residuals."""
+        self.domain.check(rhs, f"{self.label()}.solve")
+        shift = self.per_item(shift, rhs)
+
+        def shifted(x: Tensor) -> Tensor:
+            return self.normal(x) + shift * x
+
+        return conjugate_gradient(shifted, rhs, x0, item_ndim=len(self.domain.shape),
+                                  max_iter=max_iter, rtol=rtol)
+
+    def per_item(self, value: Tensor | float, like: Tensor) -> Tensor:
+        """``value``, one or ``(*batch,)``, shaped to multiply ``like``, in its precision."""
+        value = torch.as_tensor(value, dtype=like.dtype.to_real(), device=like.device)
+        batch = self.domain.batch_of(like)
+        # may be wider than the batch where A itself holds one mask or kernel per item
+        if any(1 not in (n, b) and n != b
+               for n, b in zip(value.shape[::-1], batch[::-1], strict=False)):
+            raise ValueError(f"{self.label()}: want one number, or one per item of {batch}, "
+                             f"got {tuple(value.shape)}")
+        return value.reshape(value.shape + (1,) * len(self.domain.shape)) if value.ndim else value
+
+    @property
+    def H(self) -> "LinearOperator":  # noqa: N802 the field's word
+        """The adjoint as an operator; a view of ``adjoint``, not a second definition."""
+        return algebra.adjoint_of(self)
+
+    @overload
+    def __matmul__(self, other: "LinearOperator") -> "LinearOperator": ...
+    @overload
+    def __matmul__(self, other: object) -> Operator: ...
+    def __matmul__(self, other: object) -> Operator:
+        return super().__matmul__(other)
+
+    def __add__(self, other: object) -> "LinearOperator":
+        return algebra.add(self, other) if isinstance(other, LinearOperator) else NotImplemented
+
+    def __sub__(self, other: object) -> "LinearOperator":
+        return algebra.add(self, -other) if isinstance(other, LinearOperator) else NotImplemented
+
+    def __mul__(self, factor: object) -> "LinearOperator":
+        if not isinstance(factor, int | float | complex):
+            return NotImplemented
+        return algebra.scale(factor, self)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> "LinearOperator":
+        return algebra.scale(-1, self)
+
+
+from recon.operators import algebra  # noqa: E402 it subclasses what stands above

@@ -1,0 +1,206 @@
+"""Coil sensitivities from the fully sampled centre of k-space: ESPIRiT."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, split
+
+# On a CPU, blocks that stay in cache; on a GPU, large enough to fill it.
+_BLOCK_BYTES = {"cpu": 4 * 2**20}
+_GPU_BLOCK_BYTES = 256 * 2**20
+_SQUARINGS = 5  # the power method's 32nd iterate; BART takes 30 orthogonal iterations
+
+
+class EspiritMaps(NamedTuple):
+    """Sensitivities and how well each pixel is explained by them."""
+
+    maps: Tensor  # (*batch, coils, height, width), unit norm over the coils or zero
+    eigenvalues: Tensor  # (*batch, height, width), near 1 inside the object, never above
+
+
+def espirit(kspace: Tensor, calibration: int | Sequence[int] = 24, kernel: int | Sequence[int] = 6,
+            threshold: float = 1e-3, crop: float = 0.8) -> Tensor:
+    """Coil sensitivities ``(*batch, coils, height, width)`` from centred k-space of that shape.
+
+    Patches of ``kernel`` samples of all coils span a space of low dimension; an image whose
+    patches lie in that space satisfies ``G(r) maps(r) = maps(r)`` at each pixel, and the maps are
+    the dominant eigenvectors of the Hermitian coils x coils matrices G. Uecker et al. 2014,
+    doi 10.1002/mrm.24751, with the defaults and meanings of ``bart ecalib -m1 -t -c``.
+
+    At each pixel the maps have unit norm over the coils, and zero norm where the eigenvalue is
+    not above ``crop``. Their phase is relative to the calibration's first principal coil ``u``:
+    ``sum(conj(u) maps)`` is real and positive, with the last entry of ``u`` real and positive
+    (BART the same, up to one sign for the whole image). An item that is all zero gets zero maps.
+
+    Parameters
+    ----------
+    kspace
+        Complex; the images' centre and the zero frequency at index ``n // 2``. Only the
+        calibration region is read.
+    calibration
+        Side, or (rows, columns), of the fully sampled centre; it starts at ``(n - side + 1) // 2``
+        like the centre of a fastMRI mask. With a mask of columns all rows may be used:
+        ``(height, central columns)``.
+    kernel
+        Side, or (rows, columns), of the patches.
+    threshold
+        Share of the largest eigenvalue of the patches' covariance (the square of a singular value)
+        up to which a dimension counts as noise.
+    crop
+        Eigenvalue up to which a pixel is taken to lie outside the object.
+    """
+    return espirit_with_eigenvalues(kspace, calibration, kernel, threshold, crop).maps
+
+
+def espirit_with_eigenvalues(kspace: Tensor, calibration: int | Sequence[int] = 24,
+                             kernel: int | Sequence[int] = 6, threshold: float = 1e-3,
+                             crop: float = 0.8) -> EspiritMaps:
+    """As ``espirit``, with the dominant eigenvalue of each pixel."""
+    if not kspace.is_complex() or kspace.ndim < 3:
+        raise TypeError(
+            "espirit: want complex k-space (*batch, coils, height, width), got "
+            f"{kspace.dtype} {tuple(kspace.shape)}"
+        )
+    if not (0 <= threshold < 1 and 0 <= crop < 1):
+        raise ValueError(f"espirit: want 0 <= threshold, crop < 1, got {threshold}, {crop}")
+    region, patch = _pair("calibration", calibration), _pair("kernel", kernel)
+    size = tuple(kspace.shape[-2:])
+    for side, n, k in zip(region, size, patch, strict=True):
+        if not 1 <= k <= side <= n:
+            raise ValueError(
+                f"espirit: want kernel <= calibration <= k-space, got {patch}, {region}, {size}"
+            )
+    _check_finite(kspace)
+    start = [(n - side + 1) // 2 for n, side in zip(size, region, strict=True)]
+    centre = kspace[..., start[0]:start[0] + region[0], start[1]:start[1] + region[1]]
+    _check_sampled(kspace, centre)
+
+    batch, coils = kspace.shape[:-3], kspace.shape[-3]
+    items = centre.reshape(batch.numel(), coils, *region)
+    # a GPU decomposes several matrices at once; a CPU gains nothing and needs the memory
+    parts = split(items, 1 if kspace.device.type == "cpu" else 8)
+    found = [_espirit(part, patch, threshold, crop, size) for part in parts]
+    maps = torch.cat([maps for maps, _ in found]).view(kspace.shape)
+    return EspiritMaps(maps, torch.cat([values for _, values in found]).view(*batch, *size))
+
+
+def _espirit(centre: Tensor, patch: tuple[int, int], threshold: float, crop: float,
+             size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    peak = centre.abs().amax((-3, -2, -1), keepdim=True)
+    centre = centre / torch.where(peak > 0, peak, 1)  # squares of 1e-30 would underflow
+    lags = _lag_kernels(_patch_projector(centre, patch, threshold), patch)
+    u = _principal_coil(centre)
+    budget = _BLOCK_BYTES.get(centre.device.type, _GPU_BLOCK_BYTES)
+    rows = max(1, budget // (lags[:, 0, 0].numel() * size[1] * lags.element_size()))
+    across = torch.einsum("xd,bedij->bexij", _waves(size[1], patch[1], lags), lags)
+    down = _waves(size[0], patch[0], lags)
+    maps, values = zip(*(_dominant(torch.einsum("yd,bdxij->byxij", wave, across))
+                         for wave in split(down, rows)), strict=True)
+    value = torch.cat(values, 1)  # (items, height, width)
+    vector = torch.cat(maps, 1).movedim(-1, 1)  # (items, coils, height, width)
+    reference = torch.linalg.vecdot(u[:, :, None, None], vector, dim=1)
+    phase = torch.polar(torch.ones_like(value), reference.angle())
+    kept = value > crop
+    return torch.where(kept[:, None], vector * phase.conj()[:, None], 0), value
+
+
+def _patch_projector(centre: Tensor, patch: tuple[int, int], threshold: float) -> Tensor:
+    """Projector onto the span of all patches, ``(items, coils, ky, kx, coils, ky, kx)``."""
+    items, coils = centre.shape[:2]
+    n = coils * math.prod(patch)
+    gram = centre.new_zeros(items, n, n)
+    windows = centre.unfold(-2, patch[0], 1).unfold(-2, patch[1], 1)  # coils, y, x, ky, kx
+    rows = max(1, _BLOCK_BYTES["cpu"] // (items * n * windows.shape[3] * centre.element_size()))
+    for block in split(windows, rows, 2):
+        p = block.permute(0, 1, 4, 5, 2, 3).reshape(items, n, -1)  # one patch a column
+        gram += p @ p.mH
+    values, vectors = torch.linalg.eigh(gram)
+    kept = values > threshold * values[:, -1:]
+    projector: Tensor = (vectors * kept[:, None]) @ vectors.mH
+    return projector.view(items, coils, *patch, coils, *patch)
+
+
+def _lag_kernels(projector: Tensor, patch: tuple[int, int]) -> Tensor:
+    """Sums of the projector over equal lags, ``(items, 2 ky - 1, 2 kx - 1, coils, coils)``.
+
+    A sample is predicted by every patch that holds it; the mean of the predictions is a
+    convolution of the coils with these kernels.
+    """
+    ky, kx = patch
+    items, coils = projector.shape[:2]
+    lags = projector.new_zeros(items, 2 * ky - 1, 2 * kx - 1, coils, coils)
+    for y in range(ky):
+        for x in range(kx):
+            # predicted at (y, x) of the patch from all of it: lags -y .. ky - 1 - y, likewise x
+            lags[:, ky - 1 - y:2 * ky - 1 - y, kx - 1 - x:2 * kx - 1 - x] += (
+                projector[:, :, y, x].permute(0, 3, 4, 1, 2)
+            )
+    return lags / (ky * kx)
+
+
+def _waves(n: int, k: int, like: Tensor) -> Tensor:
+    """``exp(-2 pi i lag (r - n // 2) / n)`` for the lags of a kernel of side k, ``(n, 2k - 1)``."""
+    lag = torch.arange(1 - k, k, device=like.device)
+    r = torch.arange(n, device=like.device) - n // 2
+    angle = (lag * r[:, None] % n).to(like.dtype.to_real()) * (-2 * math.pi / n)
+    return torch.polar(torch.ones_like(angle), angle)
+
+
+def _dominant(G: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit dominant eigenvector ``(..., n)`` and eigenvalue of Hermitian ``G >= 0``."""
+    power = G
+    for _ in range(_SQUARINGS):
+        power = power @ power
+        trace = power.diagonal(dim1=-2, dim2=-1).real.sum(-1)
+        power.mul_(torch.where(trace > 0, trace, 1).reciprocal()[..., None, None])
+    # every column is a multiple of the eigenvector; the one of the largest diagonal is not small
+    best = power.diagonal(dim1=-2, dim2=-1).real.argmax(-1)[..., None, None]
+    vector = power.gather(-1, best.expand(*power.shape[:-1], 1)).squeeze(-1)
+    unit, _ = _normalised(vector)
+    unit, value = _normalised((G @ unit[..., None]).squeeze(-1))
+    return unit, value.squeeze(-1)
+
+
+def _normalised(vector: Tensor) -> tuple[Tensor, Tensor]:
+    # of the real view: torch's complex norm is ten times slower
+    norm = torch.linalg.vector_norm(torch.view_as_real(vector).flatten(-2), dim=-1, keepdim=True)
+    return vector / torch.where(norm > 0, norm, 1), norm
+
+
+def _principal_coil(centre: Tensor) -> Tensor:
+    """First eigenvector of the coils' covariance, its last entry real and positive."""
+    samples = centre.flatten(-2)
+    u: Tensor = torch.linalg.eigh(samples @ samples.mH).eigenvectors[..., -1]
+    last = u[:, -1:]
+    return u * torch.where(last.abs() > 0, last.conj() / last.abs(), 1)
+
+
+def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2:
+        raise ValueError(f"espirit: want {name} as one side or (rows, columns), got {value}")
+    return int(pair[0]), int(pair[1])
+
+
+def _check_finite(kspace: Tensor) -> None:
+    finite = torch.isfinite(kspace).flatten(-3).all(-1)
+    if not bool(finite.all()):
+        where = f" of item {tuple(int(i) for i in (~finite).nonzero()[0])}" if finite.ndim else ""
+        raise ValueError(f"espirit: k-space{where} is not finite: repair or leave out that item")
+
+
+def _check_sampled(kspace: Tensor, centre: Tensor) -> None:
+    """Raise if a calibration sample is zero in all coils, except where the whole item is."""
+    empty = ~kspace.flatten(-3).any(-1)[..., None, None]
+    missing = ~(centre.any(-3) | empty)
+    if not bool(missing.any()):
+        return
+    rows, columns = centre.shape[-2:]
+    *item, column = (int(i) for i in missing.any(-2).nonzero()[0])
+    where = f" of item {tuple(item)}" if item else ""
+    raise ValueError(
+        f"espirit: calibration column {column} of {columns}{where} holds zeros: the central "
+        f"{rows} x {columns} samples are not all measured, pass a smaller calibration"
+    )

@@ -1,0 +1,72 @@
+"""Batched conjugate gradients for Hermitian positive definite systems."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class ConjugateGradient(NamedTuple):
+    """The solution and how it was reached."""
+
+    x: Tensor
+    iterations: Tensor  # (*batch,), steps each item took
+    residuals: Tensor  # (steps + 1, *batch), ||b - A x|| / ||b|| by recursion
+
+
+def conjugate_gradient(operator: Callable[[Tensor], Tensor], rhs: Tensor, x0: Tensor | None = None,
+                       *, item_ndim: int = 3, max_iter: int = 50,
+                       rtol: float = 1e-6) -> ConjugateGradient:
+    """Solve ``operator(x) = rhs`` for each item of a batch, for a Hermitian positive operator.
+
+    Hestenes & Stiefel 1952. ``rhs`` is ``(*batch, *item)`` with ``item_ndim`` trailing dimensions
+    to an item; real or complex (inner products conjugate). Every item has its own step sizes and
+    stops by itself once ``||r|| <= rtol ||rhs||``; a stopped item does not change any more. There
+    is no absolute threshold, so the scale of ``rhs`` does not matter, and ``rhs = 0`` without an
+    ``x0`` returns zeros. On a GPU nothing is read back: all ``max_iter`` steps are queued, stopped
+    items standing still; on a CPU the loop ends when every item has stopped.
+    """
+    if max_iter < 0 or rtol < 0:
+        raise ValueError(f"conjugate_gradient wants max_iter, rtol >= 0, got {max_iter}, {rtol}")
+    if rhs.ndim < item_ndim:
+        raise ValueError(f"conjugate_gradient: want rhs (*batch, *item) of at least {item_ndim} "
+                         f"dimensions, got {tuple(rhs.shape)}: pass item_ndim")
+    if not (rhs.is_floating_point() or rhs.is_complex()):
+        raise TypeError(f"conjugate_gradient: want a floating or complex rhs, got {rhs.dtype}")
+    if x0 is not None and x0.shape != rhs.shape:
+        raise ValueError(f"conjugate_gradient: x0 is {tuple(x0.shape)}, rhs {tuple(rhs.shape)}")
+    batch = rhs.shape[: rhs.ndim - item_ndim]
+
+    def dot(a: Tensor, b: Tensor) -> Tensor:  # Re <a, b> per item, without temporaries
+        a, b = (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in (a, b))
+        a, b = a.reshape(batch.numel(), 1, -1), b.reshape(batch.numel(), -1, 1)
+        return torch.bmm(a, b).view(*batch, *(1,) * item_ndim)
+
+    x = torch.zeros_like(rhs) if x0 is None else x0
+    r = rhs if x0 is None else rhs - operator(x0)
+    p = r
+    rr, bb = dot(r, r), dot(rhs, rhs)
+    x = x + 0 * (rr + bb)  # an item of rhs that is not finite, or overflows, is NaN, never zeros
+    active = rr > rtol**2 * bb
+    steps = torch.zeros(batch, dtype=torch.int64, device=rhs.device)
+    history = [rr]
+    for _ in range(max_iter):
+        if rhs.device.type == "cpu" and not bool(active.any()):
+            break
+        Ap = operator(p)
+        curvature = dot(p, Ap)
+        active = active & (curvature > 0)
+        # where() on both sides: a stopped item may hold 0 / 0
+        alpha = torch.where(active, rr / torch.where(active, curvature, 1), 0)
+        x = x + alpha * p
+        r = r - alpha * Ap
+        rr_next = torch.where(active, dot(r, r), rr)
+        steps += active.view(batch)
+        p = r + torch.where(active, rr_next / torch.where(active, rr, 1), 0) * p
+        rr = rr_next
+        active = active & (rr > rtol**2 * bb)
+        history.append(rr)
+    norm = torch.where(bb > 0, bb, 1)
+    residuals = (torch.stack(history) / norm).sqrt().view(len(history), *batch)
+    return ConjugateGradient(x, steps, residuals)

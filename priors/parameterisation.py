@@ -1,0 +1,168 @@
+"""Networks that predict noise, velocity, image, score or flow, each as a denoiser ``D(x; sigma)``.
+
+A schedule says how a network was trained: its input is ``scale(sigma) * x`` and its second
+argument ``time(sigma)``, for ``x = x0 + sigma n``. The prediction is turned into ``D`` here, once,
+and never seen elsewhere.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from recon.priors.base import Prior
+
+Network = Callable[[Tensor, Tensor], Tensor]
+
+
+class VarianceExploding(nn.Module):
+    """The network sees ``x0 + sigma n`` itself; its second argument is ``time(sigma)``."""
+
+    def __init__(self, sigma_min: float, sigma_max: float,
+                 time: Callable[[Tensor], Tensor] = lambda sigma: sigma) -> None:
+        super().__init__()
+        self.sigma_min, self.sigma_max, self.time = sigma_min, sigma_max, time
+
+    def scale(self, sigma: Tensor) -> Tensor:
+        return torch.ones_like(sigma)
+
+
+class VariancePreserving(nn.Module):
+    """The network sees ``sqrt(abar) x0 + sqrt(1 - abar) n`` and an index into ``abar``.
+
+    ``sigma = sqrt((1 - abar) / abar)``. Between the trained levels the index is interpolated
+    linearly in ``log sigma``; networks with sinusoidal embeddings accept fractions.
+
+    Parameters
+    ----------
+    alphas_cumprod
+        ``abar``, one-dimensional and falling, index 0 the least noisy.
+    """
+
+    log_sigmas: Tensor
+
+    def __init__(self, alphas_cumprod: Tensor) -> None:
+        super().__init__()
+        abar = torch.as_tensor(alphas_cumprod, dtype=torch.float64)
+        if abar.ndim != 1 or len(abar) < 2 or not bool(((abar > 0) & (abar < 1)).all()):
+            raise ValueError("alphas_cumprod wants at least two numbers inside (0, 1)")
+        if not bool((abar.diff() < 0).all()):
+            raise ValueError("alphas_cumprod wants falling values: index 0 is the least noisy")
+        self.register_buffer("log_sigmas", 0.5 * ((1 - abar) / abar).log())
+        self.sigma_min, self.sigma_max = (float(self.log_sigmas[i].exp()) for i in (0, -1))
+
+    @classmethod
+    def linear(cls, steps: int = 1000, beta_min: float = 1e-4,
+               beta_max: float = 0.02) -> "VariancePreserving":
+        """The linear schedule of Ho et al. 2020, the one of most public checkpoints."""
+        betas = torch.linspace(beta_min, beta_max, steps, dtype=torch.float64)
+        return cls((1 - betas).cumprod(0))
+
+    def scale(self, sigma: Tensor) -> Tensor:
+        return (1 + sigma.square()).rsqrt()
+
+    def time(self, sigma: Tensor) -> Tensor:
+        wanted = sigma.to(self.log_sigmas.dtype).log()
+        wanted = wanted.clamp(self.log_sigmas[0], self.log_sigmas[-1])
+        above = torch.searchsorted(self.log_sigmas, wanted).clamp(1, len(self.log_sigmas) - 1)
+        low, high = self.log_sigmas[above - 1], self.log_sigmas[above]
+        return (above - 1 + (wanted - low) / (high - low)).to(sigma.dtype)
+
+
+class Flow(nn.Module):
+    """Rectified flow: the network sees ``(1 - t) x0 + t n``, so ``sigma = t / (1 - t)``.
+
+    ``time`` maps ``t`` in (0, 1), with 1 pure noise, to the network's second argument.
+    """
+
+    def __init__(self, time: Callable[[Tensor], Tensor] = lambda t: t,
+                 sigma_min: float = 1e-3, sigma_max: float = 1e3) -> None:
+        super().__init__()
+        self.of_t, self.sigma_min, self.sigma_max = time, sigma_min, sigma_max
+
+    def scale(self, sigma: Tensor) -> Tensor:
+        return 1 / (1 + sigma)
+
+    def time(self, sigma: Tensor) -> Tensor:
+        return self.of_t(sigma / (1 + sigma))
+
+
+class _NetworkPrior(Prior):
+    """A real network with a schedule; its first ``channels`` outputs are the prediction.
+
+    Parameters
+    ----------
+    network
+        Sees ``(n, channels, *spatial)`` scaled as the schedule says, and one ``time`` per item.
+    schedule
+        How it was trained.
+    """
+
+    schedules: tuple[type[nn.Module], ...] = (VarianceExploding, VariancePreserving, Flow)
+
+    def __init__(self, network: nn.Module, schedule: VarianceExploding | VariancePreserving | Flow,
+                 channels: int, *, spatial_ndim: int = 2, max_batch: int | None = None) -> None:
+        super().__init__(channels=channels, is_complex=False, spatial_ndim=spatial_ndim,
+                         sigma_min=schedule.sigma_min, sigma_max=schedule.sigma_max,
+                         max_batch=max_batch)
+        if not isinstance(schedule, self.schedules):
+            wanted = " or ".join(kind.__name__ for kind in self.schedules)
+            raise TypeError(f"{type(self).__name__} wants a {wanted} schedule, got "
+                            f"{type(schedule).__name__}")
+        self.network, self.schedule = network, schedule
+
+    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        scale, time = self.schedule.scale(sigma), self.schedule.time(sigma)
+        scale, spread = (t.view(-1, *(1,) * self.item_ndim) for t in (scale, sigma))
+        # networks with a learned variance put it behind the prediction
+        out = self.network(scale * x, time)[:, : self.channels]
+        if out.shape != x.shape:
+            raise ValueError(f"{type(self).__name__}: the network made {tuple(out.shape)} of "
+                             f"{tuple(x.shape)}: want {self.channels} channels or more, same size")
+        return self.to_x0(x, out, scale, spread)
+
+    def to_x0(self, x: Tensor, out: Tensor, scale: Tensor, sigma: Tensor) -> Tensor:  # noqa: ARG002
+        """``D`` from the prediction ``out``; ``scale`` and ``sigma`` are shaped to multiply."""
+        raise TypeError(f"{type(self).__name__} has no to_x0")
+
+
+class EpsilonPrior(_NetworkPrior):
+    """A network that predicts the noise ``n``: ``D = x - sigma eps``."""
+
+    def to_x0(self, x: Tensor, out: Tensor, scale: Tensor, sigma: Tensor) -> Tensor:  # noqa: ARG002
+        return x - sigma * out
+
+
+class X0Prior(_NetworkPrior):
+    """A network that predicts the image: ``D`` is its output."""
+
+    def to_x0(self, x: Tensor, out: Tensor, scale: Tensor, sigma: Tensor) -> Tensor:  # noqa: ARG002
+        return out
+
+
+class VelocityPrior(_NetworkPrior):
+    """A network that predicts ``v = a n - b x0`` with ``a = scale``, ``b = scale sigma`` (VP).
+
+    Salimans & Ho 2022: ``D = a (a x) - b v`` where ``a x`` is the network's input.
+    """
+
+    schedules = (VariancePreserving,)  # a^2 + b^2 = 1
+
+    def to_x0(self, x: Tensor, out: Tensor, scale: Tensor, sigma: Tensor) -> Tensor:
+        return scale.square() * x - scale * sigma * out
+
+
+class ScorePrior(_NetworkPrior):
+    """A network that predicts the score of its own input: ``D = x + scale sigma^2 s``."""
+
+    def to_x0(self, x: Tensor, out: Tensor, scale: Tensor, sigma: Tensor) -> Tensor:
+        return x + scale * sigma.square() * out
+
+
+class FlowPrior(_NetworkPrior):
+    """A network that predicts ``n - x0`` along a rectified flow: ``D = (1 - t) x - t v``."""
+
+    schedules = (Flow,)
+
+    def to_x0(self, x: Tensor, out: Tensor, scale: Tensor, sigma: Tensor) -> Tensor:
+        return scale * x - scale * sigma * out

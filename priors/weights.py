@@ -1,0 +1,149 @@
+"""Weights in and out: safetensors files that say what they are; nothing in a file is executed."""
+
+import json
+import math
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recon.priors.base import Prior
+from recon.priors.errors import CheckpointError
+from recon.priors.network import DenoisingUNet, EDMPrior, UNetSettings
+
+SHIPPED = ("brain-mri",)
+FORMAT = 1
+
+
+def save(path: str | Path, network: DenoisingUNet, *, sigma_data: float, sigma_min: float,
+         sigma_max: float, is_complex: bool, card: dict[str, Any], overwrite: bool = False) -> None:
+    """Write a network and what is needed to use it, in half precision, as one safetensors file.
+
+    ``is_complex`` says that its channels are real parts, then imaginary parts. ``card`` is free
+    text about data, training and licence. An existing file is kept unless ``overwrite``.
+    """
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path.name} exists: choose another name or pass overwrite=True")
+    settings = {"format": FORMAT, "network": "drunet", **network.settings._asdict(),
+                "sigma_data": sigma_data, "sigma_min": sigma_min, "sigma_max": sigma_max,
+                "is_complex": is_complex, "card": card}
+    described = json.dumps(settings)
+    weights = {k: v.detach().cpu().half().contiguous() for k, v in network.state_dict().items()}
+    bad = [k for k, v in weights.items() if not bool(torch.isfinite(v).all())]
+    if bad:
+        raise ValueError(f"{path.name}: {bad[0]} is not finite in half precision: train it again")
+    part = path.with_name(path.name + ".part")
+    try:
+        save_file(weights, part, metadata={"recon": described})
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load(name_or_path: str | Path, *, precision: torch.dtype = torch.float32,
+         max_batch: int | None = None, device: torch.device | str = "cpu") -> Prior:
+    """Open a prior that ships with the package (``"brain-mri"``) or a safetensors file of ``save``.
+
+    ``precision`` is what the network computes in; bfloat16 is about twice as fast where the
+    processor has it. Raises CheckpointError for anything that is not such a file; pickled
+    checkpoints are refused unread, because unpickling runs code.
+    """
+    path = _path(name_or_path)
+    settings, weights = _read(path)
+    unet, levels, is_complex = _settings(path.name, settings)
+    with torch.device("meta"):  # sizes only: a spoilt file must not claim the memory
+        network = DenoisingUNet(unet)
+    wanted = network.state_dict()
+    odd = sorted(wanted.keys() ^ weights.keys())
+    odd += sorted(k for k in wanted.keys() & weights.keys()
+                  if wanted[k].shape != weights[k].shape or not weights[k].is_floating_point())
+    if odd:
+        raise CheckpointError(f"{path.name}: {len(odd)} tensors do not fit the network its "
+                              f"settings describe, first {odd[0]}: the file is damaged or edited")
+    bad = [k for k, v in weights.items() if not bool(torch.isfinite(v).all())]
+    if bad:
+        raise CheckpointError(f"{path.name}: {bad[0]} holds NaN or infinity: copy the file again")
+    network.load_state_dict({k: v.float() for k, v in weights.items()}, assign=True)
+    network.requires_grad_(False)
+    network.to(memory_format=torch.channels_last)
+    prior: Prior = EDMPrior(
+        network, unet.image_channels, sigma_data=levels["sigma_data"],
+        sigma_min=levels["sigma_min"], sigma_max=levels["sigma_max"], precision=precision,
+        max_batch=max_batch)
+    if is_complex:
+        prior = prior.as_complex("channels")
+    return prior.to(device).eval()
+
+
+def card(name_or_path: str | Path) -> dict[str, Any]:
+    """The model card of a prior: data, people, steps, held-out figures, licence."""
+    found: dict[str, Any] = _read(_path(name_or_path))[0].get("card", {})
+    return found
+
+
+def _path(name_or_path: str | Path) -> Path:
+    path = Path(name_or_path)
+    if str(name_or_path) in SHIPPED:
+        folder = Path(str(resources.files("recon.priors"))) / "pretrained"
+        path = folder / f"{name_or_path}.safetensors"
+        if not path.is_file():
+            raise CheckpointError(f"{path.name} is missing from this installation: install again")
+    if not path.is_file():
+        raise CheckpointError(f"no prior {str(name_or_path)!r}: want one of {', '.join(SHIPPED)} "
+                              "or the path of a .safetensors file")
+    return path
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    with path.open("rb") as file:
+        head = file.read(8)
+    if head[:2] == b"PK" or head[:1] == b"\x80":
+        raise CheckpointError(f"{path.name} is a pickled checkpoint, which can run code when "
+                              "opened, and is refused: convert its weights to safetensors with "
+                              "recon.priors.save")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            weights = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 no mapping
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path.name} is damaged or no safetensors file ({error}): "
+                              "copy it again") from error
+    if "recon" not in metadata:
+        raise CheckpointError(f"{path.name} holds weights but not what they mean (no 'recon' entry "
+                              "in its metadata): write it with recon.priors.save")
+    try:
+        settings = json.loads(metadata["recon"])
+    except ValueError as error:
+        raise CheckpointError(f"{path.name}: its settings are no JSON ({error})") from error
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{path.name}: its settings want names and values, got "
+                              f"{type(settings).__name__}")
+    return settings, weights
+
+
+def _settings(name: str, found: dict[str, Any]) -> tuple[UNetSettings, dict[str, float], bool]:
+    """What the file says of its network, its levels and its images, checked."""
+    if found.get("format") != FORMAT or found.get("network") != "drunet":
+        raise CheckpointError(f"{name}: format {found.get('format')!r} of network "
+                              f"{found.get('network')!r} is not known: upgrade recon")
+    try:
+        unet = UNetSettings(found["image_channels"], tuple(found["widths"]), found["blocks"])
+        levels = {k: float(found[k]) for k in ("sigma_data", "sigma_min", "sigma_max")}
+        is_complex = found["is_complex"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{name}: its settings lack or spoil {error}") from error
+    counts = (unet.image_channels, *unet.widths, unet.blocks)
+    sizes = len(unet.widths) == 4 and all(type(n) is int and 0 < n <= 4096 for n in counts)
+    data, low, high = levels.values()
+    if not (sizes and unet.blocks <= 64 and isinstance(is_complex, bool)
+            and 0 < data < math.inf and 0 < low < high < math.inf
+            and not (is_complex and unet.image_channels % 2)):
+        raise CheckpointError(f"{name}: its settings are out of range: {unet}, {levels}, "
+                              f"is_complex {is_complex}: the file is damaged or edited")
+    return unet, levels, is_complex

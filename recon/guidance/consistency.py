@@ -1,0 +1,64 @@
+"""Data consistency: moving a predicted image towards agreement with the measurements."""
+
+import math
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from recon.operators.base import LinearOperator
+
+Consistency = Callable[[Tensor, Tensor], Tensor]
+
+
+def proximal(y: Tensor, operator: LinearOperator, noise_std: Tensor, *, gamma: float | None,
+             cg_iterations: int) -> Consistency:
+    """``(x0, sigma) -> argmin_x gamma/2 ||y - A x||^2 + 1/2 ||x - x0||^2``, started at ``x0``.
+
+    DDS (Chung et al. 2024, eq. 13): ``cg_iterations`` conjugate-gradient steps on
+    ``(A^H A + 1/gamma) x = A^H y + x0/gamma``, or the closed form where the operator has one.
+    ``gamma=None`` takes ``sigma^2 / noise_std^2``, the ratio of what the prior and the data know at
+    this level. Where that is infinite (``noise_std = 0``, or ``gamma = inf``) the steps go on
+    ``A^H A x = A^H y``, which keeps the part of ``x0`` that the data do not see.
+    """
+    if gamma is not None and not gamma >= 0:
+        raise ValueError(f"gamma wants a number >= 0, or None for sigma^2 / noise_std^2, got {gamma}")
+    if cg_iterations < 1:
+        raise ValueError(f"cg_iterations wants at least 1, got {cg_iterations}")
+    pulled = operator.adjoint(y)
+    item_ndim = len(operator.domain.shape)
+    noiseless = gamma == math.inf if gamma is not None else bool((noise_std == 0).all())
+    if gamma is None and not noiseless and bool((noise_std == 0).any()):
+        raise ValueError("noise_std is zero for some items only: reconstruct those apart")
+    if gamma is not None and not noiseless:
+        _warn_few_iterations(operator, pulled, gamma, cg_iterations)
+
+    def consistent(x0: Tensor, sigma: Tensor) -> Tensor:
+        if noiseless:
+            return operator.solve_cg(pulled.expand_as(x0), 0.0, x0, cg_iterations, rtol=1e-6).x
+        if gamma == 0:
+            return x0
+        shift = (noise_std / sigma).square() if gamma is None else torch.as_tensor(1 / gamma)
+        shift = shift.to(x0.device, x0.dtype.to_real())
+        spread = shift.reshape(*shift.shape, *(1,) * item_ndim) if shift.ndim else shift
+        rhs = pulled + spread * x0
+        return operator.solve(rhs, shift, x0, cg_iterations, rtol=1e-6)
+
+    return consistent
+
+
+def _warn_few_iterations(operator: LinearOperator, like: Tensor, gamma: float, steps: int) -> None:
+    """Warn where the bound on the error that is left in the A-norm passes one tenth."""
+    if type(operator).solve is not LinearOperator.solve:
+        return  # closed form
+    generator = torch.Generator(like.device).manual_seed(0)
+    v = operator.domain.randn(generator=generator, dtype=like.dtype, device=like.device)
+    for _ in range(8):  # the largest eigenvalue of A^H A by power iteration
+        v = operator.normal(v / v.norm())
+    kappa = 1 + gamma * float(v.norm())
+    rate = (math.sqrt(kappa) - 1) / (math.sqrt(kappa) + 1)
+    if 2 * rate**steps > 0.1 and rate > 0:
+        enough = math.ceil(math.log(0.05) / math.log(rate))
+        warnings.warn(f"{steps} CG steps may be too few for gamma = {gamma:g}: about {enough} bring "
+                      "the error of each data-consistency step below a tenth", stacklevel=4)

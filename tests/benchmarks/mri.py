@@ -1,0 +1,151 @@
+"""Time CartesianMRI and espirit: ``python tests/benchmarks/mri.py``.
+
+SENSE's ``A^H A`` with 8 coils of 256 x 256 and every fourth column on average, against the two
+bare Fourier transforms along a row that it cannot do without (item by item, into buffers) and
+against deepinv's ``MultiCoilMRI``; then coil maps from 24 x 24 samples against ``bart ecalib``
+where that is installed. complex64, one process. The competitors take turns, call by call, so that
+other work on the machine slows all of them; each time is a median, and the ratio is what counts.
+Where other work fills the machine, ``--threads 1 --clock cpu`` counts our own time only.
+glibc's allocator is set so that temporaries above 32 MiB are not mapped and faulted in on every
+call, which would cost the peer several times its time and us nothing.
+"""
+
+import argparse
+import math
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": "1000000000",
+    "MALLOC_TRIM_THRESHOLD_": "4000000000",
+    "MALLOC_TOP_PAD_": "200000000",
+}
+
+
+Clock = Callable[[], float]
+
+
+def interleaved(calls: list[Callable[[], object]], rounds: int, clock: Clock) -> list[float]:
+    """Median of each in milliseconds, after one warm call."""
+    times: list[list[float]] = [[] for _ in calls]
+    for turn in range(rounds + 1):
+        for call, kept in zip(calls, times, strict=True):
+            begin = clock()
+            call()
+            if turn:
+                kept.append(1e3 * (clock() - begin))
+    return [statistics.median(kept) for kept in times]
+
+
+def line(what: str, items: int, ours: float, peer: float, ratio: float, goal: str,
+         met: bool) -> None:
+    print(f"{what:<34} {items:>5} {ours:>9.2f} {peer:>9.2f} {ratio:>7.2f} {goal:>7}  "
+          f"{'met' if met else 'MISSED'}")
+
+
+def sense(rounds: int, clock: Clock) -> None:
+    import torch
+    from deepinv.physics import MultiCoilMRI
+
+    from recon.operators.mri import CartesianMRI, masks
+
+    coils, size = 8, 256
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(coils, size, size, dtype=torch.complex64, generator=generator)
+    mask = masks.random(size, center_fraction=0.08, acceleration=4, seed=0)
+    A = CartesianMRI((size, size), mask, maps)
+    peer = MultiCoilMRI(mask=mask.expand(1, 1, size, size).float(), coil_maps=maps[None],
+                        img_size=(1, 2, size, size))
+    for items in (1, 8):
+        x = A.domain.randn(items, generator=generator)
+        x_peer = torch.view_as_real(x).movedim(-1, 1).squeeze(2).contiguous()
+        k = (maps * x).contiguous()
+        buffers = torch.empty_like(k), torch.empty_like(k)
+
+        def bare(k: torch.Tensor = k,
+                 buffers: tuple[torch.Tensor, torch.Tensor] = buffers) -> None:
+            for one, there, back in zip(k, *buffers, strict=True):
+                torch.fft.fft(one, norm="ortho", out=there)
+                torch.fft.ifft(there, norm="ortho", out=back)
+
+        def theirs(x: torch.Tensor = x_peer) -> torch.Tensor:
+            pulled: torch.Tensor = peer.A_adjoint(peer.A(x))
+            return pulled
+
+        def ours(x: torch.Tensor = x) -> torch.Tensor:
+            return A.normal(x)
+
+        both = ours().squeeze(1), torch.complex(*theirs().unbind(1))
+        error = float((both[0] - both[1]).norm() / both[1].norm())
+        if not error < 1e-6:
+            raise RuntimeError(f"the two compute different things: {error:.1e} apart")
+        fast, floor, slow = interleaved([ours, bare, theirs], rounds, clock)
+        line("A^H A / bare FFT pair", items, fast, floor, fast / floor, "<= 1.3",
+             fast / floor <= 1.3)
+        line("A^H A, deepinv / ours", items, fast, slow, slow / fast, ">= 4", slow / fast >= 4)
+
+
+def coil_maps(rounds: int) -> None:
+    import torch
+
+    from recon.operators.mri import espirit
+    from recon.operators.mri.fourier import fft2c
+
+    coils, size = 8, 256
+    at = torch.linspace(-1, 1, size)
+    y, x = at[:, None], at
+    angles = [2 * math.pi * i / coils for i in range(coils)]
+    maps = torch.stack([
+        torch.polar(torch.exp(-(y - math.sin(a)) ** 2 - (x - math.cos(a)) ** 2), a + x * y)
+        for a in angles
+    ])
+    noise = torch.randn(size, size, generator=torch.Generator().manual_seed(0))
+    kspace = fft2c(maps * ((y**2 + x**2 < 0.6) * (1 + 0.2 * noise)))
+    if shutil.which("bart") is None:
+        ours = interleaved([lambda: espirit(kspace)], rounds, time.perf_counter)[0]
+        print(f"{'espirit (BART is not installed)':<34} {1:>5} {ours:>9.2f}")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        name = Path(folder) / "k"
+        name.with_suffix(".hdr").write_text(f"# Dimensions\n1 {size} {size} {coils}\n")
+        name.with_suffix(".cfl").write_bytes(kspace.permute(0, 2, 1).contiguous().numpy().tobytes())
+        call = ["bart", "ecalib", "-m1", "-r24", "-k6", str(name), str(Path(folder) / "s")]
+        threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+
+        def bart() -> None:
+            subprocess.run(call, check=True, capture_output=True, env={**os.environ, **threads})
+
+        ours, theirs = interleaved([lambda: espirit(kspace), bart], rounds, time.perf_counter)
+    # wall time for both; BART's holds the start of a process and its two files
+    line("espirit, bart ecalib / ours", 1, ours, theirs, theirs / ours, ">= 2", theirs / ours >= 2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=None, help="torch's own choice if absent")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    arguments = parser.parse_args()
+    if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
+        # glibc reads these when a process starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATOR})
+    import torch
+
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, "
+          f"{arguments.clock} time, {arguments.rounds} rounds, 8 coils, 256 x 256")
+    print(f"{'':<34} {'items':>5} {'ours ms':>9} {'peer ms':>9} {'ratio':>7} {'goal':>7}")
+    sense(arguments.rounds, time.process_time if arguments.clock == "cpu" else time.perf_counter)
+    coil_maps(arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()

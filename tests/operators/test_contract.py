@@ -1,0 +1,344 @@
+"""The contract every operator keeps, and the faults that ``check`` must find."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from recon.operators import (
+    Blur,
+    Identity,
+    LinearOperator,
+    Masking,
+    Operator,
+    Scale,
+    Space,
+    check,
+    from_functions,
+    from_nonlinear,
+    gaussian_kernel,
+    stack,
+)
+
+REAL, COMPLEX = Space((1, 7, 6)), Space((1, 6, 9), torch.complex64)
+COILS = Space((3, 6, 9), torch.complex64)
+HALF_REAL = Space((1, 6, 9))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    # tensors this small only wait for one another on several threads
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def mask(*shape: int) -> Tensor:
+    return noise(*shape, seed=1) > 0
+
+
+def fourier(x: Tensor) -> Tensor:
+    y: Tensor = torch.fft.fft2(x, norm="ortho")
+    return y
+
+
+def inverse(y: Tensor) -> Tensor:
+    x: Tensor = torch.fft.ifft2(y, norm="ortho")
+    return x
+
+
+class Coils(LinearOperator):
+    """Multi-coil weighting and a Fourier transform: the shape of MRI, small enough to break."""
+
+    maps: Tensor
+
+    def __init__(self) -> None:
+        super().__init__(COMPLEX, COILS)
+        self.register_buffer("maps", noise(*COILS.shape, dtype=torch.complex64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fourier(self.maps.to(x.dtype) * x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return (self.maps.to(y.dtype).conj() * inverse(y)).sum(-3, keepdim=True)
+
+
+def running_sum_in_numpy() -> LinearOperator:
+    def forward(x: Tensor) -> Tensor:
+        return torch.from_numpy(x.numpy().cumsum(-1))
+
+    def adjoint(y: Tensor) -> Tensor:
+        return torch.from_numpy(y.flip(-1).numpy().cumsum(-1)).flip(-1)
+
+    return from_functions(forward, adjoint, domain=REAL, range=REAL)
+
+
+OPERATORS: dict[str, Callable[[], Operator]] = {
+    "identity": lambda: Identity(REAL),
+    "complex identity": lambda: Identity(COMPLEX),
+    "zero": lambda: 0 * Coils(),
+    "scale": lambda: Scale(-2.5, REAL),
+    "complex scale": lambda: Scale(2 - 1j, COMPLEX),
+    "masking": lambda: Masking(mask(6), REAL),
+    "complex masking": lambda: Masking(mask(6, 1), COMPLEX),
+    "coils": Coils,
+    "adjoint of coils": lambda: Coils().H,
+    "normal of coils": lambda: Coils().H @ Coils(),
+    "multiple of coils": lambda: (0.5 - 2j) * Coils(),
+    "sum": lambda: Coils() + 2j * Coils() @ Masking(mask(6, 9), COMPLEX),
+    "difference": lambda: Blur(noise(3, 3), REAL) - Identity(REAL),
+    "stack": lambda: stack(Masking(mask(7, 6), REAL), Blur(noise(2, 3), REAL), Identity(REAL)),
+    "product": lambda: Blur(noise(3, 4), REAL, "zero") @ Masking(mask(7, 6), REAL),
+    "adjoint by autograd": lambda: from_functions(lambda x: x.cumsum(-2), domain=REAL, range=REAL),
+    "real to complex": lambda: from_functions(
+        lambda x: torch.fft.fft2(x), domain=HALF_REAL, range=COMPLEX),
+    "complex to real": lambda: from_functions(
+        lambda x: (x * (1 - 2j)).real, domain=COMPLEX, range=HALF_REAL),
+    "change of shape": lambda: from_functions(
+        lambda x: x.unfold(-1, 3, 2).mean(-1), domain=REAL, range=Space((1, 7, 2))),
+    "function in numpy": running_sum_in_numpy,
+    "periodic blur, odd on odd": lambda: Blur(noise(3, 5), Space((2, 9, 7))),
+    "periodic blur, even on even": lambda: Blur(noise(2, 4), Space((1, 8, 6))),
+    "periodic blur, as large as the image": lambda: Blur(noise(6, 7), Space((1, 6, 7))),
+    "periodic blur, complex": lambda: Blur(gaussian_kernel(0.7, 5), COMPLEX),
+    "periodic blur, complex kernel": lambda: Blur(noise(3, 2, dtype=torch.complex64), COMPLEX),
+    "zero blur, odd on even": lambda: Blur(noise(3, 5), Space((1, 8, 6)), "zero"),
+    "zero blur, even on odd": lambda: Blur(noise(2, 4), Space((2, 9, 7)), "zero"),
+    "zero blur, complex": lambda: Blur(noise(3, 3), COMPLEX, "zero"),
+    "blur in one dimension": lambda: Blur(noise(4), Space((1, 11))),
+    "blur in three dimensions": lambda: Blur(noise(3, 2, 3), Space((1, 4, 5, 6)), "zero"),
+    "blur of each channel": lambda: Blur(noise(2, 3, 3), Space((2, 6, 6))),
+}
+# three items, each with a mask or kernel of its own
+PER_ITEM: dict[str, Callable[[], Operator]] = {
+    "masks": lambda: Masking(mask(3, 1, 7, 6), REAL),
+    "columns": lambda: Masking(mask(3, 1, 1, 9), COMPLEX),
+    "periodic kernels": lambda: Blur(noise(3, 1, 3, 2), REAL),
+    "zero kernels": lambda: Blur(noise(3, 1, 2, 3), COMPLEX, "zero"),
+    "masked kernels": lambda: Masking(mask(3, 1, 7, 6), REAL) @ Blur(noise(3, 1, 3, 3), REAL),
+    "stack of both": lambda: stack(Masking(mask(3, 1, 7, 6), REAL), Blur(noise(3, 3), REAL)),
+}
+NONLINEAR: dict[str, Callable[[], Operator]] = {
+    "transmission": lambda: from_nonlinear(lambda x: (-x).exp(), domain=REAL, range=REAL),
+    "magnitude": lambda: from_nonlinear(lambda x: x.abs(), domain=COMPLEX, range=HALF_REAL),
+    "bent complex": lambda: from_nonlinear(lambda x: x * x.abs(), domain=COMPLEX, range=COMPLEX),
+    "holomorphic": lambda: from_nonlinear(lambda x: x**2, domain=COMPLEX, range=COMPLEX),
+    "written vjp": lambda: from_nonlinear(
+        lambda x: x**3, lambda x, v: 3 * x**2 * v, domain=REAL, range=REAL),
+    "after a blur": lambda: (
+        from_nonlinear(lambda x: x.square(), domain=REAL, range=REAL) @ Blur(noise(3, 3), REAL)),
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_contract(name: str) -> None:
+    report = check(OPERATORS[name]())
+    assert report.passed, str(report)
+    assert report.linear
+
+
+@pytest.mark.parametrize("name", PER_ITEM)
+def test_contract_with_one_mask_per_item(name: str) -> None:
+    check(PER_ITEM[name](), batches=((3,), (2, 3))).raise_if_failed()
+    refused = check(PER_ITEM[name]())  # one image in, three out
+    assert [row.name for row in refused.rows if not row.passed][:1] == ["shape"]
+
+
+@pytest.mark.parametrize("name", NONLINEAR)
+def test_contract_of_nonlinear(name: str) -> None:
+    report = check(NONLINEAR[name]())
+    assert report.passed, str(report)
+    assert not report.linear
+    assert math.isnan(report.norm)
+    assert "vjp by differences" in {row.name for row in report.rows}
+
+
+def test_contract_of_an_operator_moved_to_double() -> None:
+    A = Coils().to(torch.float64)
+    assert A.maps.dtype == torch.complex128
+    check(A).raise_if_failed()
+
+
+class PlainOperator(Operator):
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * x
+
+
+def test_linear_is_measured_not_declared() -> None:
+    assert check(PlainOperator(REAL, REAL)).linear
+    bent = check(from_functions(lambda x: x.abs(), domain=REAL, range=REAL))
+    assert not bent.linear
+    assert not bent.passed
+
+
+class Broken(Coils):
+    """Faults in one method; the other methods stay as they are."""
+
+
+def broken(**methods: Callable[..., Any]) -> Callable[[], Operator]:
+    return lambda: type("Broken", (Broken,), methods)()
+
+
+def whole(A: Coils, x: Tensor) -> Tensor:
+    return Coils.forward(A, x)
+
+
+def pulled(A: Coils, y: Tensor) -> Tensor:
+    return Coils.adjoint(A, y)
+
+
+def unconjugated(A: Coils, y: Tensor) -> Tensor:
+    return (A.maps.to(y.dtype) * inverse(y)).sum(-3, keepdim=True)
+
+
+def unsummed(A: Coils, y: Tensor) -> Tensor:
+    return A.maps.to(y.dtype).conj() * inverse(y)
+
+
+def in_place(A: Coils, x: Tensor) -> Tensor:
+    return whole(A, x.mul_(2)) / 2
+
+
+def drifting(A: Coils, x: Tensor) -> Tensor:
+    return whole(A, x) * (1 + 1e-3 * torch.rand(()))
+
+
+class Attribute(Coils):
+    """Keeps what it needs beside the buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = self.maps.clone() if self.kept is None else self.kept
+        return fourier(self.kept.to(x.dtype) * x)
+
+
+class Truncated(Coils):
+    """Drops the imaginary part on the way to double precision, as a plain module does."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        return torch.nn.Module._apply(self, fn, recurse)  # type: ignore[no-untyped-call]
+
+
+def solved_twice_shifted(A: Coils, rhs: Tensor, shift: Tensor, *args: Any, **kw: Any) -> Tensor:
+    return LinearOperator.solve(A, rhs, 2 * shift, *args, **kw)
+
+
+def shared_shift(A: Coils, rhs: Tensor, shift: Tensor, *args: Any, **kw: Any) -> Tensor:
+    return LinearOperator.solve(A, rhs, float(torch.as_tensor(shift).mean()), *args, **kw)
+
+
+# the row that has to catch the fault; others may catch it too
+FAULTS: dict[str, tuple[str, Callable[[], Operator]]] = {
+    "no conjugate": ("adjoint", broken(adjoint=unconjugated)),
+    "no sum over coils": ("shape", broken(adjoint=unsummed)),
+    "mean for sum": ("adjoint", broken(adjoint=lambda A, y: pulled(A, y) / 3)),
+    "affine": ("homogeneity", broken(forward=lambda A, x: whole(A, x) + 1e-7)),
+    "wrong normal": ("normal", broken(normal=lambda A, x: 1.001 * pulled(A, whole(A, x)))),
+    "in place": ("input untouched", broken(forward=in_place)),
+    "coupled batch": ("items apart", broken(
+        forward=lambda A, x: whole(A, x - x.sum(0, keepdim=True) / 7))),
+    "half the graph": ("gradient", broken(
+        forward=lambda A, x: whole(A, x / 2 + x.detach() / 2))),
+    "real output": ("dtype", broken(forward=lambda A, x: whole(A, x).real)),
+    # beyond the nine
+    "adjoint slightly off": ("adjoint", broken(adjoint=lambda A, y: pulled(A, y) * (1 + 1e-4))),
+    "absolute epsilon": ("homogeneity", broken(
+        forward=lambda A, x: whole(A, x * x.abs() / (x.abs() + 1e-8)))),
+    "threshold": ("additivity", broken(
+        forward=lambda A, x: whole(A, torch.where(x.abs() > 1e-7, x, 0)))),
+    "conjugating": ("homogeneity", broken(forward=lambda A, x: whole(A, x.conj()))),
+    "batch scaled by its norm": ("items apart", broken(
+        forward=lambda A, x: whole(A, x) * (1 + 1e-3 / (1 + x.abs().max())))),
+    "always single": ("dtype", broken(forward=lambda A, x: whole(A, x.to(torch.complex64)))),
+    "noise inside": ("repeatable", broken(forward=drifting)),
+    "wrong vjp": ("vjp", broken(vjp=lambda A, x, v: pulled(A, v) + x)),
+    "wrong solve": ("solve", broken(solve=solved_twice_shifted)),
+    "one shift for all": ("solve", broken(solve=shared_shift)),
+    "stale cache": ("copies", Attribute),
+    "lost imaginary part": ("moves", Truncated),
+    "raises": ("shape", broken(adjoint=lambda A, y: A.absent(y))),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Casting complex values")
+@pytest.mark.parametrize("fault", FAULTS)
+def test_fault_is_caught(fault: str) -> None:
+    row, build = FAULTS[fault]
+    report = check(build())
+    failed = {r.name: r for r in report.rows if not r.passed}
+    assert row in failed, str(report)
+    assert failed[row].advice
+    assert not report.passed
+
+
+def test_faults_of_nonlinear_are_caught() -> None:
+    wrong = from_nonlinear(lambda x: x**2, lambda x, v: x * v, domain=REAL, range=REAL)
+    coupled = from_nonlinear(lambda x: x**2 / x.abs().max(), domain=REAL, range=REAL)
+    for A, row in [(wrong, "vjp by differences"), (coupled, "items apart")]:
+        assert row in {r.name for r in check(A).rows if not r.passed}
+
+
+@pytest.mark.parametrize("forward", [
+    lambda x: x.detach().clone(), lambda x: torch.from_numpy(x.numpy().copy())])
+def test_no_gradient_at_all_is_a_note(forward: Callable[[Tensor], Tensor]) -> None:
+    A = from_functions(forward, lambda y: y.clone(), domain=REAL, range=REAL)
+    report = check(A)
+    assert report.passed, str(report)
+    (row,) = [r for r in report.rows if r.name == "gradient"]
+    assert row.advice == "not differentiable: fine for samplers without gradients"
+
+
+def test_report_measures_norm_and_time() -> None:
+    blurred = check(Blur(gaussian_kernel(1.0), Space((1, 32, 32))))
+    assert blurred.norm == pytest.approx(1, rel=1e-2)  # approached from below
+    assert check(stack(Identity(REAL), Scale(2.0, REAL))).norm == pytest.approx(5**0.5, rel=1e-5)
+    assert check(0 * Identity(REAL)).norm == 0
+    assert blurred.milliseconds > 0
+
+
+def test_report_is_an_aligned_table() -> None:
+    report = check(broken(adjoint=unconjugated)())
+    lines = str(report).splitlines()
+    assert "Broken[(1, 6, 9) -> (3, 6, 9)]" in lines[0]
+    assert "linear: yes" in lines[0]
+    assert len(lines) == 1 + len(report.rows)
+    columns = {line.index(row.name) for line, row in zip(lines[1:], report.rows, strict=True)}
+    assert len(columns) == 1
+    (failed,) = [line for line in lines if line.startswith("  FAIL  adjoint")]
+    assert "conjugate" in failed
+    assert "scale" in failed  # in which case it was worst
+    with pytest.raises(ValueError, match="FAIL  adjoint"):
+        report.raise_if_failed()
+    with pytest.raises(AttributeError):
+        report.linear = False  # type: ignore[misc]
+
+
+def test_check_leaves_the_operator_alone_and_repeats() -> None:
+    A = Coils()
+    before = {name: t.clone() for name, t in A.state_dict().items()}
+    one, two = check(A), check(A)
+    assert one.rows == two.rows
+    assert check(A, seed=5).rows != one.rows
+    assert all(torch.equal(before[name], t) for name, t in A.state_dict().items())
+    with torch.inference_mode():
+        assert check(A).passed
+
+
+def test_check_refuses_what_it_cannot_measure() -> None:
+    with pytest.raises(TypeError, match="want an Operator, got function"):
+        check(lambda x: x)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at least one batch"):
+        check(Identity(REAL), batches=())
+    with pytest.raises(ValueError, match="float32 and float64"):
+        check(Identity(REAL), precisions=(torch.float16,))

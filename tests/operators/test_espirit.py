@@ -1,0 +1,208 @@
+"""ESPIRiT against known coils, against BART on a measured head, and its refusals."""
+
+import math
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from recon.operators.mri import espirit, masks
+from recon.operators.mri.espirit import espirit_with_eigenvalues
+from recon.operators.mri.fourier import fft2c, ifft2c
+
+RAW = Path(__file__).resolve().parents[3] / "shared" / "data" / "raw" / "brain_8ch_full"
+needs_raw = pytest.mark.skipif(
+    not RAW.with_suffix(".cfl").exists(), reason="no measured head beside the project"
+)
+needs_bart = pytest.mark.skipif(shutil.which("bart") is None, reason="BART is not installed")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    # small decompositions wait for threads far longer than they compute
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def coils(n: int, height: int, width: int) -> Tensor:
+    """Smooth complex sensitivities around the object, unit norm at each pixel, complex128."""
+    y = torch.linspace(-1, 1, height, dtype=torch.float64)[:, None]
+    x = torch.linspace(-1, 1, width, dtype=torch.float64)
+    maps = []
+    for i in range(n):
+        a = 2 * math.pi * (i + 0.3) / n
+        far = (y - 1.3 * math.sin(a)) ** 2 + (x - 1.3 * math.cos(a)) ** 2
+        phase = a + 1.5 * (x * math.sin(2 * a) + y * math.cos(a)) + 0.5 * x * y
+        maps.append(torch.polar(torch.exp(-far / 2), phase))
+    stacked = torch.stack(maps)
+    return stacked / stacked.abs().square().sum(0).sqrt()
+
+
+def head(height: int, width: int) -> Tensor:
+    """An ellipse with structure, real, ``(height, width)``."""
+    y = torch.linspace(-1, 1, height, dtype=torch.float64)[:, None]
+    x = torch.linspace(-1, 1, width, dtype=torch.float64)
+    inside = (y / 0.8) ** 2 + (x / 0.65) ** 2 < 1
+    noise = torch.randn(height, width, generator=torch.Generator().manual_seed(1),
+                        dtype=torch.float64)
+    return inside * (1 + 0.5 * torch.cos(9 * x * y) + 0.2 * noise)
+
+
+def simulated(n: int = 6, height: int = 64, width: int = 60) -> tuple[Tensor, Tensor, Tensor]:
+    """k-space (complex64), true maps and where the object is."""
+    maps, image = coils(n, height, width), head(height, width)
+    return fft2c(maps * image).to(torch.complex64), maps, image > 0
+
+
+def sines(maps: Tensor, reference: Tensor) -> Tensor:
+    """Sine of the angle between coil vectors, at each pixel; blind to their phase."""
+    maps, reference = (m / m.abs().square().sum(0).sqrt() for m in (
+        maps.to(torch.complex128), reference.to(torch.complex128)))
+    along = (reference.conj() * maps).sum(0)
+    return (maps - along * reference).abs().square().sum(0).sqrt()
+
+
+def assert_same_coils(maps: Tensor, reference: Tensor, where: Tensor) -> None:
+    assert float(sines(maps, reference)[where].median()) <= 1e-2
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 60), (63, 57), (60, 65)])
+def test_true_maps(height: int, width: int) -> None:
+    kspace, true, inside = simulated(6, height, width)
+    maps = espirit(kspace)
+    kept = inside & (maps.abs().sum(0) > 0)
+    assert kept.sum() > 0.97 * inside.sum()
+    assert_same_coils(maps, true, kept)
+    for wrong in (maps.conj(), maps.roll((height // 2, width // 2), (-2, -1)),
+                  maps.flip(-2, -1), maps.flip(0), maps.roll(2, -1)):
+        with pytest.raises(AssertionError):
+            assert_same_coils(wrong, true, kept & (wrong.abs().sum(0) > 0))
+
+
+def test_unit_norm_or_zero() -> None:
+    kspace, _, inside = simulated()
+    maps, values = espirit_with_eigenvalues(kspace, crop=0.9)
+    norm = maps.abs().square().sum(0).sqrt()
+    torch.testing.assert_close(norm, (values > 0.9).float(), atol=1e-5, rtol=0)
+    assert float(values.max()) <= 1 + 1e-5
+    assert float(values[inside].median()) > 0.99
+    assert (norm[inside] > 0).float().mean() > (norm[~inside] > 0).float().mean()
+
+
+def test_phase_is_relative_to_the_principal_coil() -> None:
+    kspace, _, _ = simulated()
+    maps = espirit(kspace)
+    samples = kspace[:, 20:44, 18:42].reshape(6, -1).numpy()
+    first = np.linalg.eigh(samples @ samples.conj().T)[1][:, -1]
+    u = torch.from_numpy(first * np.conj(first[-1]) / abs(first[-1]))
+    virtual = (u.conj()[:, None, None] * maps).sum(0)
+    torch.testing.assert_close(virtual, virtual.abs() + 0j, atol=2e-5, rtol=0)
+
+
+def test_calibrates_on_columns_of_an_undersampled_scan() -> None:
+    kspace, true, inside = simulated(6, 64, 61)
+    mask = masks.equispaced_fraction(61, center_fraction=0.25, acceleration=2, seed=4)
+    centre = round(0.25 * 61)
+    maps = espirit(torch.where(mask, kspace, 0), calibration=(64, centre), kernel=(6, 5))
+    assert_same_coils(maps, true, inside & (maps.abs().sum(0) > 0))
+    # only the centre counts: the rest of the fully sampled scan changes nothing
+    torch.testing.assert_close(maps, espirit(kspace, (64, centre), (6, 5)), atol=0, rtol=0)
+
+
+def test_batch_scale_and_precision() -> None:
+    kspace, _, inside = simulated()
+    other = kspace.flip(0) * 1e-5
+    maps = espirit(torch.stack([kspace, other, torch.zeros_like(kspace)]).view(3, 1, *kspace.shape))
+    assert maps.shape == (3, 1, *kspace.shape)
+    assert maps.dtype == torch.complex64
+    torch.testing.assert_close(maps[0, 0], espirit(kspace), atol=1e-6, rtol=0)
+    torch.testing.assert_close(maps[1, 0], espirit(other), atol=1e-6, rtol=0)
+    assert not maps[2].any()
+    for scale in (1e-12, 1e-6, 1e6, 1e12):
+        torch.testing.assert_close(espirit(kspace * scale), maps[0, 0], atol=1e-4, rtol=0)
+    double = espirit(kspace.to(torch.complex128))
+    assert double.dtype == torch.complex128
+    assert float(sines(double, maps[0, 0])[inside].median()) < 1e-4
+
+
+def test_refusals() -> None:
+    kspace, _, _ = simulated(3, 32, 30)
+    batch = kspace.repeat(2, 2, 1, 1, 1)
+    batch[1, 0, 2, 5, 5] = math.nan
+    with pytest.raises(ValueError, match=r"k-space of item \(1, 0\) is not finite"):
+        espirit(batch)
+    with pytest.raises(ValueError, match="k-space is not finite"):
+        espirit(batch[1, 0])
+    missing = kspace.clone()
+    missing[..., 9] = 0
+    with pytest.raises(ValueError, match=r"column 6 of 24 holds zeros.*smaller calib"):
+        espirit(missing)
+    with pytest.raises(ValueError, match=r"column 6 of 24 of item \(1,\) holds zeros"):
+        espirit(torch.stack([kspace, missing]))
+    assert espirit(missing, calibration=(24, 10)).any()
+    with pytest.raises(ValueError, match="kernel <= calibration <= k-space"):
+        espirit(kspace, calibration=31)
+    with pytest.raises(ValueError, match="kernel <= calibration <= k-space"):
+        espirit(kspace, calibration=5)
+    with pytest.raises(ValueError, match="one side or \\(rows, columns\\)"):
+        espirit(kspace, calibration=(24, 24, 1))
+    with pytest.raises(ValueError, match="0 <= threshold, crop < 1"):
+        espirit(kspace, crop=1.0)
+    with pytest.raises(TypeError, match="want complex k-space"):
+        espirit(kspace.real)
+
+
+def measured() -> Tensor:
+    """The measured head, ``(8, 230, 180)``."""
+    data = np.fromfile(RAW.with_suffix(".cfl"), "<c8").reshape((230, 180, 8), order="F")
+    return torch.from_numpy(np.ascontiguousarray(data.transpose(2, 0, 1)))
+
+
+def inside_head(kspace: Tensor) -> Tensor:
+    rss = ifft2c(kspace).abs().square().sum(0).sqrt()
+    return rss > 0.1 * rss.max()
+
+
+@needs_raw
+def test_maps_explain_a_measured_head() -> None:
+    kspace = measured()
+    images, maps = ifft2c(kspace), espirit(kspace)
+
+    def unexplained(maps: Tensor) -> float:
+        rest = images - maps * (maps.conj() * images).sum(0)
+        where = inside_head(kspace) & (maps.abs().sum(0) > 0)
+        return float(rest[:, where].norm() / images[:, where].norm())
+
+    assert unexplained(maps) < 0.08
+    assert unexplained(maps.conj()) > 0.5
+
+
+@needs_raw
+@needs_bart
+@pytest.mark.parametrize(("options", "settings"), [
+    ([], {}), (["-t", "0.0004", "-c", "0.95"], {"threshold": 0.0004, "crop": 0.95}),
+])
+def test_bart_on_a_measured_head(options: list[str], settings: dict[str, float],
+                                 tmp_path: Path) -> None:
+    call = ["bart", "ecalib", "-m1", "-r", "24", "-k", "6", *options, str(RAW), str(tmp_path / "s")]
+    subprocess.run(call, check=True, capture_output=True)
+    data = np.fromfile(tmp_path / "s.cfl", "<c8").reshape((230, 180, 8), order="F")
+    bart = torch.from_numpy(np.ascontiguousarray(data.transpose(2, 0, 1)))
+    kspace = measured()
+    maps = espirit(kspace, **settings)  # type: ignore[arg-type]
+    ours, theirs = maps.abs().sum(0) > 0, bart.abs().sum(0) > 0
+    assert (ours != theirs).sum() < 20
+    where = inside_head(kspace) & ours & theirs
+    assert_same_coils(maps, bart, where)
+    assert float(sines(maps, bart)[where].quantile(0.99)) < 1e-3
+    turn = (bart.conj() * maps).sum(0)[where].mean()
+    assert abs(abs(turn) - 1) < 1e-3  # one phase for the whole image
+    with pytest.raises(AssertionError):
+        assert_same_coils(maps.conj(), bart, where)
