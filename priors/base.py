@@ -32,6 +32,14 @@ class Prior(nn.Module):
     normalised
         Whether its images are scaled so that the 99.5 % quantile of their magnitude is about one;
         measurements then need ``rescaled``. Otherwise its units are the images' own.
+
+    Examples
+    --------
+    >>> class Shrink(Prior):
+    ...     def denoise(self, x, sigma):
+    ...         return x / (1 + sigma.view(-1, 1, 1, 1).square())
+    >>> Shrink(channels=1, is_complex=False)(torch.ones(2, 3, 1, 8, 8), 1.0).shape
+    torch.Size([2, 3, 1, 8, 8])
     """
 
     def __init__(self, *, channels: int, is_complex: bool, space: Space | None = None,

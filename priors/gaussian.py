@@ -77,6 +77,12 @@ class Gaussian(Prior):
     spectrum
         Stationary ``C`` with periodic boundaries: its eigenvalues in the order of ``fft2``, a
         tensor that broadcasts to the mean; over the spatial dimensions of every channel alone.
+
+    Examples
+    --------
+    >>> prior = Gaussian(torch.zeros(1, 8, 8), variance=1.0)
+    >>> float(prior(torch.ones(1, 8, 8), 1.0).mean())
+    0.5
     """
 
     mean: Tensor
@@ -111,7 +117,7 @@ class Gaussian(Prior):
         if self.kind == "covariance":
             return x.flatten(-self.item_ndim) @ self.basis.to(x.dtype).conj()
         if self.kind == "spectrum":
-            return torch.fft.fftn(x, dim=self._image_dims, norm="ortho")
+            x = torch.fft.fftn(x, dim=self._image_dims, norm="ortho")
         return x
 
     def _from_eigen(self, x: Tensor) -> Tensor:
@@ -178,6 +184,13 @@ class GaussianMixture(Prior):
         ``(k, channels, *spatial)``.
     covariances
         ``(k, n, n)`` over the flattened image, Hermitian, positive semidefinite.
+
+    Examples
+    --------
+    >>> means = torch.tensor([-3.0, 3.0]).view(2, 1, 1, 1)
+    >>> prior = GaussianMixture(torch.ones(2), means, 0.1 * torch.ones(2, 1, 1))
+    >>> prior.sample(5).shape
+    torch.Size([5, 1, 1, 1])
     """
 
     weights: Tensor

@@ -57,6 +57,12 @@ class EDMPrior(Prior):
         Standard deviation of the training images per real number.
     precision
         What the network computes in; the preconditioning stays in the precision of ``x``.
+
+    Examples
+    --------
+    >>> prior = EDMPrior(DenoisingUNet(UNetSettings(2)), 2, sigma_data=0.25)
+    >>> prior.as_complex("channels")(torch.zeros(1, 13, 17, dtype=torch.complex64), 0.1).shape
+    torch.Size([1, 13, 17])
     """
 
     def __init__(self, network: nn.Module, channels: int, *, sigma_data: float,
@@ -81,7 +87,7 @@ class EDMPrior(Prior):
         kind = next((p.dtype for p in self.network.parameters()), torch.float32)
         inner, level = (x / total).to(kind), level.to(kind)
         if self.precision == torch.float32:
-            out = self.network(inner, level)
+            out: Tensor = self.network(inner, level)
         else:
             with torch.autocast(x.device.type, self.precision):
                 out = self.network(inner, level)

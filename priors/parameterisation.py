@@ -72,7 +72,8 @@ class VariancePreserving(nn.Module):
 class Flow(nn.Module):
     """Rectified flow: the network sees ``(1 - t) x0 + t n``, so ``sigma = t / (1 - t)``.
 
-    ``time`` maps ``t`` in (0, 1), with 1 pure noise, to the network's second argument.
+    ``time`` maps ``t`` in (0, 1), with 1 pure noise, to the network's second argument; here it is
+    the share of noise, while some papers count it from noise to image.
     """
 
     def __init__(self, time: Callable[[Tensor], Tensor] = lambda t: t,
@@ -127,7 +128,16 @@ class _NetworkPrior(Prior):
 
 
 class EpsilonPrior(_NetworkPrior):
-    """A network that predicts the noise ``n``: ``D = x - sigma eps``."""
+    """A network that predicts the noise ``n``: ``D = x - sigma eps``.
+
+    Examples
+    --------
+    >>> def network(z, time):  # of an image that is always zero
+    ...     return z / (1 - schedule.scale(sigma).square()).sqrt()
+    >>> sigma, schedule = torch.tensor(2.0), VariancePreserving.linear()
+    >>> float(EpsilonPrior(network, schedule, 1)(torch.ones(1, 8, 8), sigma).abs().max()) < 1e-6
+    True
+    """
 
     def to_x0(self, x: Tensor, out: Tensor, scale: Tensor, sigma: Tensor) -> Tensor:  # noqa: ARG002
         return x - sigma * out

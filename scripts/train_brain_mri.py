@@ -116,11 +116,11 @@ def contrast(image: Tensor, draw: Draw) -> Tensor:
     return sign * magnitude * shading
 
 
-def resolution(image: Tensor, draw: Draw) -> Tensor:
+def resolution(image: Tensor, draw: Draw, coarsest: float) -> Tensor:
     """Cut k-space to a coarser grid, sometimes with a window, sometimes zero-filled again."""
     if draw.chance(0.35):
         return image
-    n = round(PLANE / draw.uniform(1.0, 2.2))
+    n = round(PLANE / draw.uniform(1.0, coarsest))
     n -= n % 2
     start = (PLANE - n) // 2
     kspace = torch.fft.fftshift(torch.fft.fft2(image))[start : start + n, start : start + n]
@@ -147,11 +147,11 @@ def phase(draw: Draw) -> Tensor:
     return angle
 
 
-def crops(volumes: list[Tensor], seed: int) -> list[Tensor]:
+def crops(volumes: list[Tensor], seed: int, coarsest: float) -> list[Tensor]:
     """Two crops of one random plane, complex, ``(1, CROP, CROP)`` each."""
     draw = Draw(seed)
     image = plane(volumes[int(draw.rng.integers(len(volumes)))], draw)
-    image = resolution(contrast(image, draw), draw)
+    image = resolution(contrast(image, draw), draw, coarsest)
     if image.shape[0] < CROP:
         image = F.pad(image, [0, CROP - image.shape[1], 0, CROP - image.shape[0]])
     peak = torch.quantile(image.abs().flatten()[::7], 0.995).clamp(min=0.05)
@@ -176,14 +176,17 @@ def crops(volumes: list[Tensor], seed: int) -> list[Tensor]:
 class Examples(IterableDataset[Tensor]):
     """Batches ``(batch, 1, CROP, CROP)``; batch ``i`` depends on the seed and ``i`` alone."""
 
-    def __init__(self, volumes: list[Tensor], batch: int, seed: int, first: int, stop: int) -> None:
-        self.volumes, self.batch, self.seed, self.first, self.stop = volumes, batch, seed, first, stop
+    def __init__(self, volumes: list[Tensor], batch: int, seed: int, first: int, stop: int,
+                 coarsest: float) -> None:
+        self.volumes, self.batch, self.seed = volumes, batch, seed
+        self.first, self.stop, self.coarsest = first, stop, coarsest
 
     def __iter__(self) -> Iterator[Tensor]:
         for step in range(self.first, self.stop):
             found: list[Tensor] = []
             for i in range(self.batch // 2):
-                found += crops(self.volumes, (self.seed * 10**8 + step) * 10**3 + i)
+                seed = (self.seed * 10**8 + step) * 10**3 + i
+                found += crops(self.volumes, seed, self.coarsest)
             yield torch.stack(found)
 
 
@@ -263,11 +266,13 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=12000)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--decay", type=float, default=0.3)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--decay", type=float, default=0.5)
     parser.add_argument("--optimizer", choices=["muon", "adamw"], default="muon")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=250, help="steps between held-out checks")
+    parser.add_argument("--coarsest", type=float, default=2.2, help="largest pixel drawn, in mm")
+    parser.add_argument("--stop", type=int, help="stop after this step, to go on with other options")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     args.run.mkdir(parents=True, exist_ok=True)
@@ -292,7 +297,8 @@ def main() -> None:
         adam.load_state_dict(state["adam"])
         muon.velocity = state["velocity"]
         generator.set_state(state["generator"].cpu())
-    examples = Examples([load_volume(p) for p in args.train], args.batch, args.seed, first, args.steps)
+    examples = Examples([load_volume(p) for p in args.train], args.batch, args.seed, first,
+                        min(args.stop or args.steps, args.steps), args.coarsest)
     images = held_out(args.validate)
     started, losses = time.time(), []
     batches = DataLoader(examples, batch_size=None, num_workers=1, prefetch_factor=4)
@@ -318,7 +324,7 @@ def main() -> None:
             for a, p in zip(average.parameters(), parameters, strict=True):
                 a.lerp_(p, 1 - keep)
         losses.append(float(loss))
-        if (step + 1) % args.every == 0 or step + 1 == args.steps:
+        if (step + 1) % 50 == 0 or step + 1 == args.steps:
             state = {"step": step + 1, "network": network.state_dict(), "average": average.state_dict(),
                      "adam": adam.state_dict(), "velocity": muon.velocity, "generator": generator.get_state()}
             torch.save(state, args.run / "state.part")

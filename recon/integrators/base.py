@@ -98,6 +98,12 @@ def integrate(denoise: Denoise, x: Tensor, sigmas: Tensor, integrator: Integrato
     ``sigmas`` falls, ``(steps + 1,)`` or ``(steps + 1, *batch)`` for levels per item; where it ends
     above 0, one more denoising gives the result. ``callback`` sees each ``Step``. ``item_ndim`` is
     the number of dimensions of one item, its channels and its image.
+
+    Examples
+    --------
+    >>> sigmas, x = schedules.karras(10), 80 * torch.randn(4, 1, 8, 8)
+    >>> integrate(lambda x, sigma: x / (1 + sigma**2), x, sigmas, DDIM()).shape
+    torch.Size([4, 1, 8, 8])
     """
     if sigmas.ndim < 1 or not len(sigmas) or not bool((sigmas.diff(dim=0) < 0).all()):
         raise ValueError("integrate wants falling sigmas (steps + 1, *batch), got "
@@ -127,4 +133,6 @@ def _plain(sigma: Tensor, item_ndim: int) -> Tensor:
 
 
 def _short(sigmas: Tensor) -> str:
-    return f"{tuple(sigmas.shape)} from {sigmas[:1].tolist()} to {sigmas[-1:].tolist()}"
+    if sigmas.ndim < 1 or not len(sigmas):
+        return f"{tuple(sigmas.shape)}"
+    return f"{tuple(sigmas.shape)} from {sigmas[0].tolist()} to {sigmas[-1].tolist()}"

@@ -22,7 +22,9 @@ def wavelet(y: Tensor, operator: LinearOperator,
             *, weight: float, noise_std: Tensor | float = 0.0,
             wavelet: str = "db4", levels: int = 4, shifts: bool = True, iterations: int = 100,
             start: Step | None = None) -> Iterator[Step]:
-    """``argmin_x 1/2 ||A x - y||^2 + weight max|A^H y| ||W x||_1``, ``(1, *batch, channel, *spatial)``.
+    """``argmin_x 1/2 ||A x - y||^2 + weight max|A^H y| ||W x||_1`` by FISTA.
+
+    Returns ``(1, *batch, channel, *spatial)``: there is one answer, hence one sample.
 
     W gives the details of an orthogonal periodic wavelet transform over all spatial dimensions;
     the coarsest approximation is not penalised. Complex coefficients count by their magnitude.
@@ -30,15 +32,16 @@ def wavelet(y: Tensor, operator: LinearOperator,
     and the units of the operator do not matter either. Sizes that ``2^levels`` does not divide are
     padded with zeros inside W, whose shrinkage is then approximate near the border.
 
-    FISTA (Beck & Teboulle 2009) with the momentum of Chambolle & Dossal 2015. The transform runs
-    in PyWavelets on the CPU, wherever ``y`` lives.
+    FISTA is Beck & Teboulle's (2009) with the momentum of Chambolle & Dossal 2015. The transform
+    runs in PyWavelets on the CPU, wherever ``y`` lives.
 
     Parameters
     ----------
     prior, noise_std
         Not used; every sampler is called with them.
     weight
-        About 1e-3 for MRI with four-fold acceleration; more for more noise.
+        For four-fold 8-coil MRI about 1e-3 where ``noise_std`` is up to 1 % of the image's peak,
+        1e-2 where it is 3 %.
     wavelet
         PyWavelets' name of an orthogonal wavelet: ``"haar"``, ``"db4"``, ``"sym8"``, ...
     shifts
@@ -82,7 +85,7 @@ def denoised(x: Tensor, threshold: Tensor, filters: Any, levels: int,
     extra = [-n % 2**levels for n in spatial]
     padded = torch.nn.functional.pad(x, [n for e in reversed(extra) for n in (0, e)])
     values = padded.roll(offset, axes).cpu().numpy()
-    values = _shrunk(values, threshold, filters, levels, axes)
+    values = _shrunk(values, threshold.to("cpu"), filters, levels, axes)
     result = torch.from_numpy(values).to(x.device, x.dtype).roll([-n for n in offset], axes)
     for axis, n in zip(axes, spatial, strict=True):
         result = result.narrow(axis, 0, n)
@@ -98,7 +101,7 @@ def _shrunk(values: NDArray[Any], threshold: Tensor, filters: Any, levels: int,
     for key, part in parts.items():
         if "d" in key:
             detail = torch.from_numpy(part)
-            parts[key] = shrink(detail, detail.abs(), threshold.to("cpu")).numpy()
+            parts[key] = shrink(detail, detail.abs(), threshold).numpy()
         elif levels > 1:
             parts[key] = _shrunk(part, threshold, filters, levels - 1, axes)
     result: NDArray[Any] = np.asarray(pywt.idwtn(parts, filters, "periodization", axes=axes))

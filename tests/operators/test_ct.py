@@ -74,14 +74,12 @@ class Faulty(LinearOperator):
 def without_one_weight(A: ParallelBeamCT) -> ParallelBeamCT:
     """A whose transposed matrix lacks its largest weight."""
     A = copy.deepcopy(A)
-    value = A.lines.folded.value_t
-    value[value.argmax()] = 0
+    A.lines.folded.value_t[A.lines.folded.value_t.argmax()] = 0
     return A
 
 
 def close(got: Tensor, want: Tensor, tolerance: float) -> None:
-    assert got.shape == want.shape
-    assert got.dtype == want.dtype
+    assert (got.shape, got.dtype) == (want.shape, want.dtype)
     error = float((got - want).double().norm() / want.double().norm())
     assert error <= tolerance, f"relative error {error:.2e} > {tolerance:.0e}"
 
@@ -92,8 +90,7 @@ def check_adjoint(A: LinearOperator, batch: tuple[int, ...], dtype: torch.dtype)
     # half signal: against noise alone a wrong factor would show only where it happens to correlate
     y = randn(*batch, *A.range.shape, dtype=dtype, seed=2) + Ax / Ax.square().mean().sqrt()
     Aty = A.adjoint(y)
-    assert Ax.shape == y.shape
-    assert Aty.shape == x.shape
+    assert (Ax.shape, Aty.shape) == (y.shape, x.shape)
     assert Ax.dtype == Aty.dtype == dtype
     gap = (Ax.double() * y).sum() - (x.double() * Aty).sum()
     mismatch = float(gap.abs() / (Ax.double().norm() * y.double().norm()))
@@ -201,8 +198,7 @@ def test_normal_is_adjoint_of_forward() -> None:
 
 
 def test_items_are_handled_alone() -> None:
-    A = geometry("odd")
-    check_items_alone(A)
+    check_items_alone(A := geometry("odd"))
     with pytest.raises(AssertionError):
         check_items_alone(Faulty(A, forward=lambda x: A(x) / x.norm()))
 
@@ -264,7 +260,7 @@ def test_built_in_inference_mode_trains_outside() -> None:
 
 def test_paths_are_chosen_by_batch_and_memory() -> None:
     lines = ParallelBeamCT(64, spread(30)).lines
-    assert [lines.uses_matrix(items) for items in (1, 2, 8, 64)] == [False, False, True, True]
+    assert [lines.uses_matrix(n) for n in (1, 2, 8, 64)] == [False, False, True, True]
     assert not ParallelBeamCT(64, spread(30), memory_limit=1e6).lines.uses_matrix(64)
     assert lines.columns == 8
     assert ParallelBeamCT((64, 32), spread(30)).lines.columns == 4
@@ -327,7 +323,7 @@ def picture(ellipses: list[tuple[float, ...]], n: int, fine: int = 6) -> Tensor:
 
 
 def integrals(ellipses: list[tuple[float, ...]], n: int, angles: Tensor, detectors: int) -> Tensor:
-    """Exact line integrals, averaged over each bin, in pixels."""
+    """Line integrals averaged over each bin, in pixels."""
     edges = (np.arange(detectors + 1) - detectors / 2) / (n / 2)
     theta = angles.numpy()[:, None]
     total = np.zeros((len(angles), detectors))

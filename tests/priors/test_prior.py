@@ -1,5 +1,6 @@
 """What every prior does around its denoiser: leading dimensions, chunks, units, complex packing."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -251,10 +252,10 @@ def test_spaces_follow_the_packing() -> None:
 def test_double_keeps_imaginary_parts() -> None:
     mean = torch.complex(noise(1, 3, 4), noise(1, 3, 4, seed=1)).to(torch.complex64)
     prior = Gaussian(mean, variance=1.0).rescaled(2.0, 1.0 + 2.0j)
-    for move in (lambda p: p.to(torch.float64), lambda p: p.double()):
-        moved = move(prior)
+    for moved in (copy.deepcopy(prior).to(torch.float64), copy.deepcopy(prior).double()):
+        assert isinstance(moved.of, Gaussian)
         assert torch.equal(moved.of.mean, mean.to(torch.complex128))
-        assert complex(moved.shift) == 1 + 2j
+        assert complex(moved.get_buffer("shift")) == 1 + 2j
     with (pytest.warns(UserWarning, match="Complex modules"),
           pytest.raises(TypeError, match=r"want a real dtype, got torch\.complex128")):
         Saturating().rescaled(2.0).to(torch.complex128)

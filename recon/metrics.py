@@ -1,0 +1,72 @@
+"""How far an image is from a reference, with the range and the region always said."""
+
+import torch
+from torch import Tensor
+
+
+def psnr(image: Tensor, reference: Tensor, *, data_range: Tensor | float | None = None,
+         region: Tensor | None = None) -> Tensor:
+    """``10 log10(data_range^2 / MSE)`` of magnitudes, in dB, over the last two dimensions.
+
+    ``data_range`` is the largest magnitude of the reference, per image, unless given. ``region``
+    (bool) restricts the MSE, not the range. Images are compared as they are: no scaling.
+    """
+    image, reference = _magnitudes(image, reference)
+    if data_range is None:
+        data_range = reference.amax((-2, -1))
+    peak = torch.as_tensor(data_range, dtype=reference.dtype, device=reference.device)
+    return 10 * torch.log10(peak.square() / _mse(image, reference, region))
+
+
+def nmse(image: Tensor, reference: Tensor, *, region: Tensor | None = None) -> Tensor:
+    """``||image - reference||^2 / ||reference||^2`` of magnitudes over the last two dimensions."""
+    image, reference = _magnitudes(image, reference)
+    return _mse(image, reference, region) / _mse(torch.zeros_like(reference), reference, region)
+
+
+def ssim(image: Tensor, reference: Tensor, *, data_range: float | None = None) -> Tensor:
+    """Structural similarity of magnitudes by scikit-image, with its 7 x 7 uniform window.
+
+    ``data_range`` is the largest magnitude of each reference unless given.
+    """
+    from skimage.metrics import structural_similarity
+
+    image, reference = _magnitudes(image, reference)
+    found = []
+    size = image.shape[-2:]
+    for a, b in zip(image.reshape(-1, *size), reference.reshape(-1, *size), strict=True):
+        wide = float(b.max()) if data_range is None else data_range
+        found.append(structural_similarity(b.cpu().numpy(), a.cpu().numpy(), data_range=wide))
+    return torch.tensor(found).view(image.shape[:-2])
+
+
+def best_scale(image: Tensor, reference: Tensor, *, region: Tensor | None = None) -> Tensor:
+    """The number per image that brings its magnitude closest to the reference's, ``(..., 1, 1)``.
+
+    Say it where you use it: scaling hides errors of scale.
+    """
+    image, reference = _magnitudes(image, reference)
+    weight = 1.0 if region is None else region.to(image.dtype)
+    cross = (weight * image * reference).sum((-2, -1), keepdim=True)
+    own = (weight * image.square()).sum((-2, -1), keepdim=True)
+    return cross / torch.where(own > 0, own, 1)
+
+
+def _magnitudes(image: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    if image.shape != reference.shape:
+        raise ValueError(f"metrics want one shape, got image {tuple(image.shape)} and reference "
+                         f"{tuple(reference.shape)}: crop or combine coils first")
+    if image.ndim < 2:
+        raise ValueError(f"metrics want (..., height, width), got {tuple(image.shape)}")
+    for name, x in (("image", image), ("reference", reference)):
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError(f"the {name} holds NaN or infinity")
+    return image.abs(), reference.abs()
+
+
+def _mse(image: Tensor, reference: Tensor, region: Tensor | None) -> Tensor:
+    square = (image - reference).square()
+    if region is None:
+        return square.mean((-2, -1))
+    weight = region.to(square.dtype).expand_as(square)
+    return (weight * square).sum((-2, -1)) / weight.sum((-2, -1))

@@ -1,0 +1,115 @@
+"""From a scan to what a sampler needs: measurements, operator, noise level."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from recon.datasets import Scan, acs_width, centre_crop
+from recon.operators import CartesianMRI
+from recon.operators.mri import espirit, masks
+
+MASK_KINDS = ("random", "equispaced", "equispaced_fraction", "magic", "magic_fraction")
+
+
+class Problem(NamedTuple):
+    """One slice to reconstruct."""
+
+    y: Tensor  # (coils, height, width)
+    operator: CartesianMRI
+    noise_std: float
+    reference: Tensor | None  # complex (1, height, width), or the file's own magnitude, cropped
+
+
+def undersampling(scan: Scan, kind: str | None, *, acceleration: int = 4,
+                  center_fraction: float = 0.08, seed: int | str | None = None) -> Tensor:
+    """The columns to use, bool ``(width,)`` or ``(height, width)``: the file's own, or drawn.
+
+    With ``kind`` (one of ``MASK_KINDS``) columns are drawn as fastMRI does; ``seed`` None takes the
+    scan's name, as its validation does. Columns that were never measured stay out.
+    """
+    width = scan.kspace.shape[-1]
+    if kind is None:
+        return torch.ones(width, dtype=torch.bool) if scan.mask is None else scan.mask
+    if kind not in MASK_KINDS:
+        raise ValueError(f"mask wants one of {', '.join(MASK_KINDS)}, got {kind!r}")
+    draw = getattr(masks, kind)
+    drawn: Tensor = draw(width, center_fraction=center_fraction, acceleration=acceleration,
+                         seed=scan.name if seed is None else seed)
+    return drawn if scan.mask is None else drawn & scan.mask
+
+
+def problem(scan: Scan, index: int, mask: Tensor, *, calibration: int | tuple[int, int] | None = None,
+            noise_std: float | None = None) -> Problem:
+    """The measurements and the operator of one slice; coil maps from the centre lines only.
+
+    Maps are the file's where it has them, else ESPIRiT from the fully sampled centre of ``mask``:
+    24 readout rows and as many columns as it holds, at most 24, unless ``calibration`` says.
+    ``noise_std`` is estimated from the corners of k-space where not given. Raises ValueError for
+    a slice with NaN or infinity, and where maps are needed and the centre is too narrow for them.
+    """
+    kspace = scan.kspace[index]
+    if not bool(torch.isfinite(kspace).all()):
+        raise ValueError(f"slice {index} of {scan.name} holds NaN or infinity: leave it out with "
+                         "--slices, or mend the file")
+    coils, height, width = kspace.shape
+    if mask.shape[-1] != width:
+        raise ValueError(f"mask has {mask.shape[-1]} columns but the k-space has {width}: pass the "
+                         "mask of this file, or crop one of them")
+    y = torch.where(mask, kspace, 0)
+    maps = None if scan.maps is None else scan.maps[index]
+    if maps is None and coils > 1:
+        if calibration is None:
+            calibration = _centre(mask, height)
+        maps = espirit(y, calibration=calibration, kernel=_kernel(calibration))
+        if not bool(maps.abs().amax() > 0):
+            maps = torch.ones_like(maps) / math.sqrt(coils)  # nothing measured: any maps will do
+    operator = CartesianMRI((height, width), mask=mask, maps=maps)
+    std = estimate_noise_std(y, mask) if noise_std is None else noise_std
+    reference = None
+    if scan.mask is None:
+        full = CartesianMRI((height, width), maps=maps)
+        reference = full.adjoint(kspace)
+    elif scan.reference is not None:
+        reference = scan.reference[index][None]
+    return Problem(y, operator, std, reference)
+
+
+def _centre(mask: Tensor, height: int) -> tuple[int, int]:
+    columns = mask if mask.ndim == 1 else mask.all(0)
+    width = acs_width(columns)
+    if width < 6:
+        raise ValueError(f"coil maps need at least 6 fully sampled centre columns, the mask has "
+                         f"{width}: pass maps with the data, or --calibration")
+    return min(24, height), min(24, width)
+
+
+def _kernel(calibration: int | tuple[int, int]) -> int:
+    # 6 is ESPIRiT's usual kernel; a narrow centre holds too few of those to tell signal from noise
+    # (8 columns: median sin-angle to the true maps .054 with 6, .015 with 3)
+    narrow = calibration if isinstance(calibration, int) else min(calibration)
+    return min(6, max(3, (narrow + 1) // 2 - 1))
+
+
+def estimate_noise_std(kspace: Tensor, mask: Tensor) -> float:
+    """Noise per real number from the measured corners of k-space, where the image is weakest.
+
+    The median magnitude of circular complex noise is ``std sqrt(2 ln 2)``. Taken over the samples
+    whose distance from the centre is at least nine tenths of the largest measured one; image
+    energy that reaches there makes it an upper estimate. Zero where nothing was measured.
+    """
+    _, height, width = kspace.shape
+    rows = (torch.arange(height) - height // 2).abs() / height
+    columns = (torch.arange(width) - width // 2).abs() / width
+    radius = (rows[:, None].square() + columns.square()).sqrt().to(kspace.device)
+    measured = mask.expand(height, width) & (kspace != 0).any(0)
+    if not bool(measured.any()):
+        return 0.0
+    corner = measured & (radius >= 0.9 * radius[measured].max())
+    return float(kspace[:, corner].abs().median()) / math.sqrt(2 * math.log(2))
+
+
+def cropped(image: Tensor, scan: Scan) -> Tensor:
+    """The part of an image that the file's own reconstruction shows, by fastMRI's centre crop."""
+    return image if scan.crop is None else centre_crop(image, scan.crop)

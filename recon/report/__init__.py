@@ -1,0 +1,6 @@
+"""Figures and tables a person reads."""
+
+from recon.report.figure import panels
+from recon.report.table import comparison
+
+__all__ = ["comparison", "panels"]

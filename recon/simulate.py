@@ -1,0 +1,51 @@
+"""Simulated multi-coil acquisitions of a magnitude image: smooth coils, smooth phase, noise."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from recon.operators.mri.fourier import fft2c, ifft2c
+
+
+def coil_maps(coils: int, height: int, width: int) -> Tensor:
+    """Smooth complex coil sensitivities around the image, ``(coils, height, width)``.
+
+    Each falls off with the distance from its coil on a circle and turns its phase; the root sum of
+    squares is one in every pixel.
+    """
+    rows = torch.linspace(-1, 1, height)[:, None]
+    columns = torch.linspace(-1, 1, width)
+    maps = []
+    for c in range(coils):
+        angle = 2 * math.pi * c / coils
+        down, right = 1.3 * math.sin(angle), 1.3 * math.cos(angle)
+        distance = (rows - down).square() + (columns - right).square()
+        turn = angle + 0.9 * (rows * math.cos(angle) - columns * math.sin(angle))
+        maps.append(torch.polar(torch.exp(-distance / 1.6), turn))
+    stacked = torch.stack(maps)
+    return stacked / stacked.abs().square().sum(0).sqrt()
+
+
+def multicoil_kspace(magnitude: Tensor, *, coils: int = 8, noise_std: float = 0.01,
+                     generator: torch.Generator | None = None) -> Tensor:
+    """Fully sampled noisy k-space ``(coils, height, width)`` of a magnitude image, even sizes.
+
+    Image, phase and coils are multiplied on a grid twice as fine and cut in k-space, so that no
+    operator on the image's own grid reproduces the data exactly. ``noise_std`` is per real number
+    of k-space, in the units of the image (``fft2c`` keeps the norm).
+    """
+    height, width = magnitude.shape
+    if height % 2 or width % 2:
+        raise ValueError(f"multicoil_kspace wants even sizes, got {(height, width)}: pad by one")
+    pad = [width // 2, width // 2, height // 2, height // 2]
+    padded = torch.nn.functional.pad(fft2c(magnitude.to(torch.complex64)), pad)
+    fine = 2 * ifft2c(padded).real
+    rows = torch.linspace(-1, 1, 2 * height)[:, None]
+    columns = torch.linspace(-1, 1, 2 * width)
+    phase = 0.5 + 0.8 * rows - 0.4 * columns + 0.6 * torch.cos(2.2 * rows * columns + columns)
+    kspace = fft2c(coil_maps(coils, 2 * height, 2 * width) * fine * torch.polar(
+        torch.ones_like(phase), phase))
+    cut = kspace[..., height // 2 : -(height // 2), width // 2 : -(width // 2)] / 2
+    n = torch.randn(*cut.shape, 2, generator=generator)
+    return cut + noise_std * torch.view_as_complex(n)
