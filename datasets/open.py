@@ -109,5 +109,5 @@ def _details(path: Path, layout: Layout) -> tuple[Any, ...]:
         (float(values.min()), float(values.max())),
         middle,
         scan.attributes,
-        f"recon reconstruct {shlex.quote(str(path))} --out {shlex.quote(path.stem)}_recon.h5",
+        f"recon reconstruct {shlex.quote(str(path))} --out results",
     )

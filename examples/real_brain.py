@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
@@ -58,9 +57,7 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--out", type=Path, default=Path("real-brain"))
     parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--noise-factor", type=float, default=1.6,
-                        help="noise_std over the measured noise: the maps' own misfit adds to it")
+    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--bart", action="store_true", help="sweep BART's pics too")
     args = parser.parse_args()
@@ -80,10 +77,10 @@ def main() -> None:
         return float(metrics.psnr(scaled, reference, region=region))
 
     prior = priors.load("brain-mri", precision=getattr(torch, args.precision), max_batch=4)
-    noise = args.noise_factor * case.noise_std
-    shared = {"noise_std": noise, "steps": args.steps, "progress": True}
-    draws = reconstruct(y, A, prior, samples=args.samples, **shared)
-    still = reconstruct(y, A, prior, samples=1, eta=0.0, **shared)
+    noise = case.noise_std
+    draws = reconstruct(y, A, prior, noise_std=noise, samples=args.samples, steps=args.steps,
+                        progress=True)
+    still = reconstruct(y, A, prior, noise_std=noise, steps=args.steps, eta=0.0, progress=True)
     images = {
         "zero-filled": A.adjoint(y),
         "least squares": max((A.solve(A.adjoint(y), w) for w in (3e-3, 1e-2, 3e-2)), key=score),
@@ -98,7 +95,7 @@ def main() -> None:
     images |= {"DDS eta 0": still.mean, "DDS sample": draws.samples[0],
                f"DDS mean of {args.samples}": draws.mean}
 
-    print(f"noise {case.noise_std:.3g}, used {noise:.3g}, maximum {float(reference.max()):.3g}, "
+    print(f"noise {noise:.3g}, maximum {float(reference.max()):.3g}, "
           f"{int(mask.sum())} of {len(mask)} columns")
     for name, x in images.items():
         print(f"{name:<16} {score(x):6.2f} dB")
@@ -110,8 +107,9 @@ def main() -> None:
     row.append(Panel("std", draws.std[0], "white = 0.1 max", 0.1 * peak, "magma"))
     panels(args.out / "real_brain.png", row, peak=peak, overwrite=True,
            title="Real raw k-space, 8 coils, 4x equispaced fraction, one slice of one person")
-    np.savez_compressed(args.out / "real_brain.npz", reference=reference.numpy(),
-                        **{name.replace(" ", "_"): x[0].numpy() for name, x in images.items()})
+    arrays = {name.replace(" ", "_"): x[0].numpy() for name, x in images.items()}
+    datasets.write_npz(args.out / "real_brain.npz", {"reference": reference.numpy(), **arrays},
+                       overwrite=True)
 
 
 if __name__ == "__main__":

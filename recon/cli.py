@@ -1,14 +1,17 @@
 """The command line: ``recon demo``, ``recon reconstruct``, ``recon info``."""
 
+import contextlib
 import enum
 import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                  help="Reconstruct images from incomplete, noisy measurements with diffusion priors.")
+                  help="Reconstruct images from incomplete, noisy measurements with diffusion "
+                       "priors.")
 
 
 class Precision(enum.StrEnum):
@@ -26,20 +29,39 @@ class Format(enum.StrEnum):
     cfl = "cfl"
 
 
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one")]
-Samples = Annotated[int, typer.Option(min=1, help="posterior samples per slice")]
+Device = Annotated[str, typer.Option(
+    help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one")]
+Samples = Annotated[int, typer.Option(min=1, help="posterior samples per slice; tv and wavelet "
+                                                  "have one")]
 Steps = Annotated[int | None, typer.Option(min=1, help="noise levels of the sampler")]
-Seed = Annotated[int, typer.Option(help="seed of the samples; every number is one, 0 too")]
+Seed = Annotated[int, typer.Option(min=0, help="seed of the samples; slice n takes seed + n")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace existing output")]
 NetworkPrecision = Annotated[Precision, typer.Option(
     help="of the network alone; bfloat16 is faster on GPUs and recent CPUs")]
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        import recon
+
+        typer.echo(f"recon {recon.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option(
+        "--version", callback=_version, is_eager=True, help="say the version and exit")] = False,
+) -> None:
+    """What belongs to no command."""
+
+
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="folder for figure, table and arrays")] = Path("recon-demo"),
+    out: Annotated[Path, typer.Option(
+        help="folder for figure, table and arrays")] = Path("recon-demo"),
     samples: Samples = 4,
-    steps: Steps = 40,
+    steps: Annotated[int, typer.Option(min=1, help="noise levels of the sampler")] = 30,
     seed: Seed = 0,
     device: Device = "auto",
     precision: NetworkPrecision = Precision.float32,
@@ -50,29 +72,30 @@ def demo(
 
     from recon.demo import run
 
-    run(out, samples=samples, steps=steps or 40, seed=seed, device=_device(device),
-        precision=getattr(torch, precision.value), overwrite=overwrite, say=typer.echo)
+    device = _device(device)
+    with _bars_on_stderr() as say:
+        run(out, samples=samples, steps=steps, seed=seed, device=device,
+            precision=getattr(torch, precision.value), overwrite=overwrite, say=say)
 
 
 @app.command()
-def info(files: Annotated[list[Path], typer.Argument(help="fastMRI HDF5, BART cfl, npz or npy")]) -> None:
+def info(
+    files: Annotated[list[Path], typer.Argument(help="fastMRI HDF5, BART cfl, npz or npy files")],
+) -> None:
     """Say what a file holds and how to reconstruct it."""
     from recon import datasets
 
     for path in files:
-        typer.echo(f"{path.name}")
-        for key, value in datasets.describe(path).items():
-            if key == "keys":
-                for name, what in value.items():
-                    typer.echo(f"    {name}: {what}")
-            elif value is not None:
-                typer.echo(f"  {key}: {value}")
+        about = datasets.describe(path)
+        keys = {name: f"{what['shape']} {what['dtype']}" for name, what in about["keys"].items()}
+        typer.echo(about.pop("name"))
+        _tell(about | {"keys": keys}, indent=2)
 
 
 @app.command()
 def reconstruct(
     files: Annotated[list[Path], typer.Argument(help="fastMRI HDF5, BART cfl, npz or npy files")],
-    out: Annotated[Path, typer.Option(help="folder for the results")] = Path("."),
+    out: Annotated[Path, typer.Option(help="folder for the results")] = Path(),
     sampler: Annotated[str, typer.Option(help="dds, tv or wavelet")] = "dds",
     prior: Annotated[str, typer.Option(help="a prior's name or .safetensors file")] = "brain-mri",
     samples: Samples = 4,
@@ -84,15 +107,21 @@ def reconstruct(
         help="undersample: random, equispaced, equispaced_fraction, magic or magic_fraction; "
              "without it the file's own sampling")] = None,
     acceleration: Annotated[int, typer.Option(min=1, help="of --mask")] = 4,
-    center_fraction: Annotated[float, typer.Option(help="of --mask")] = 0.08,
-    mask_seed: Annotated[int | None, typer.Option(help="of --mask; by default the file's name, "
-                                                       "as fastMRI does")] = None,
-    slices: Annotated[str | None, typer.Option(help="first:stop, or one number")] = None,
+    center_fraction: Annotated[float, typer.Option(
+        min=0, max=1, help="of --mask")] = 0.08,
+    mask_seed: Annotated[int | None, typer.Option(
+        min=0, help="of --mask; by default the file's name, as fastMRI does")] = None,
+    slices: Annotated[str | None, typer.Option(
+        help="one number, counted from 0, or first:stop, stop left out")] = None,
     noise_std: Annotated[float | None, typer.Option(
-        help="noise of each real number of the k-space; estimated from its corners without it")] = None,
-    calibration: Annotated[int | None, typer.Option(help="centre columns for the coil maps")] = None,
-    baseline_weight: Annotated[float, typer.Option(help="of the TV image in the figure")] = 1e-3,
-    format: Annotated[Format, typer.Option(help="of the result")] = Format.h5,  # noqa: A002
+        min=0, help="noise of each real number of the k-space; estimated from its corners without "
+                    "it")] = None,
+    calibration: Annotated[int | None, typer.Option(
+        min=1, help="centre columns for the coil maps")] = None,
+    baseline_weight: Annotated[float, typer.Option(
+        min=0, help="of --sampler tv or wavelet, and of the TV image in the figure")] = 1e-3,
+    format: Annotated[Format, typer.Option(  # noqa: A002 the option's name
+        help="of the result; cfl holds the mean alone")] = Format.h5,
     overwrite: Overwrite = False,
 ) -> None:
     """Reconstruct files; writes NAME_recon.h5 (or npz, cfl) and a PNG of the middle slice."""
@@ -107,37 +136,63 @@ def reconstruct(
         slices=_slices(slices), noise_std=noise_std, calibration=calibration,
         baseline_weight=baseline_weight, suffix=format.value, overwrite=overwrite,
     )
-    reconstruct_file(files, out, wanted, say=typer.echo)
+    with _bars_on_stderr() as say:
+        reconstruct_file(files, out, wanted, say=say)
+
+
+@contextlib.contextmanager
+def _bars_on_stderr() -> Iterator[Callable[[str], None]]:
+    """What is printed inside goes to stderr, progress bars too; yields what says it on stdout."""
+    stdout = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):
+        yield lambda message: typer.echo(message, file=stdout)
+
+
+def _tell(about: Mapping[str, Any], indent: int) -> None:
+    for key, value in about.items():
+        if isinstance(value, Mapping) and value:
+            typer.echo(f"{' ' * indent}{key}:")
+            _tell(value, indent + 2)
+        elif value is not None and value != {}:
+            parts = value if isinstance(value, tuple) else (value,)
+            words = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in parts]
+            told = (" to " if isinstance(parts[0], float) else " x ").join(words)
+            typer.echo(f"{' ' * indent}{key}: {told}")
 
 
 def _device(name: str) -> str:
     import torch
 
-    if name != "auto":
-        torch.device(name)
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
+        raise ValueError(f"--device {name} cannot be used on this machine: want cpu, cuda, cuda:1, "
+                         "... or auto") from error
+    return name
 
 
 def _slices(text: str | None) -> slice | None:
     if text is None:
         return None
-    try:
-        numbers = [int(part) if part else None for part in text.split(":")]
-    except ValueError:
-        numbers = []
-    if len(numbers) == 1 and numbers[0] is not None and numbers[0] >= 0:
-        return slice(numbers[0], numbers[0] + 1)
-    if len(numbers) == 2:
-        return slice(*numbers)
-    raise ValueError(f"--slices wants first:stop or one number, got {text!r}")
+    first, colon, stop = text.partition(":")
+    digits = [part for part in (first, stop) if part]
+    if not all(part.isascii() and part.isdigit() for part in digits) or not (first or colon):
+        raise ValueError(f"--slices wants one number >= 0, or first:stop, got {text!r}")
+    if not colon:
+        return slice(int(first), int(first) + 1)
+    return slice(int(first) if first else None, int(stop) if stop else None)
 
 
 def main() -> None:
     """Run the command line; errors a user can mend are one line, not a traceback."""
     try:
         app()
-    except (ValueError, TypeError, FileExistsError, FileNotFoundError, IsADirectoryError,
-            ImportError) as error:
-        typer.echo(f"recon: {error}", err=True)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        told = str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            told = f"{Path(error.filename).name}: {error.strerror}"
+        told = " ".join(told.split()).replace("overwrite=True", "--overwrite")
+        typer.echo(f"recon: {told}", err=True)
         sys.exit(2)

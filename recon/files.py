@@ -1,24 +1,30 @@
 """Reconstructing files: every slice of every file, one result and one figure each."""
 
-from collections.abc import Callable, Sequence
+import inspect
+import math
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from recon import datasets, metrics, priors
+from recon import datasets, metrics, priors, samplers
 from recon.datasets import Scan
 from recon.mri import Problem, cropped, problem, undersampling
 from recon.reconstruct import Reconstruction, reconstruct
 from recon.report import panels
 from recon.report.figure import Panel
 
-CLASSICAL = ("tv", "wavelet")
-
 
 class Settings(NamedTuple):
-    """What ``recon reconstruct`` is asked for; the command line explains each."""
+    """What ``recon reconstruct`` is asked for; the command line explains each.
+
+    ``slices`` counts from the first: no negative numbers. Slice n is drawn with ``seed + n``, so
+    that which others are reconstructed does not matter.
+    """
 
     sampler: str = "dds"
     prior: str = "brain-mri"
@@ -41,85 +47,160 @@ class Settings(NamedTuple):
 
 def reconstruct_file(files: Sequence[Path], out: Path, settings: Settings,
                      say: Callable[[str], None] = print) -> None:
-    """Reconstruct each file into ``out``; every output name is checked before the first slice.
+    """Reconstruct each file into ``out``; what can be refused is refused before the first slice.
 
     Writes ``NAME_recon.<suffix>`` in the units of the file, cropped as the file says, and
     ``NAME_recon.png`` of the middle slice: zero-filled, TV, mean, std and, where the file holds a
     reference or full k-space, the error.
     """
-    stems = [path.with_suffix("").name for path in files]
-    if len(set(stems)) < len(stems):
-        raise ValueError("two files have one name, and would overwrite each other's result: "
-                         "reconstruct them into different folders")
-    out.mkdir(parents=True, exist_ok=True)
-    targets = [out / f"{stem}_recon.{settings.suffix}" for stem in stems]
-    for target in targets:
-        names = [target, target.with_suffix(".png")]
-        names += [target.with_suffix(".hdr")] if settings.suffix == "cfl" else []
-        for name in names:
-            datasets.refuse_existing(name, settings.overwrite)
+    classical = _is_classical(settings.sampler)
+    if settings.noise_std is not None and not 0 <= settings.noise_std < math.inf:
+        raise ValueError(f"noise_std wants a finite number >= 0, got {settings.noise_std}")
+    chosen = settings.slices or slice(None)
+    if min(chosen.start or 0, chosen.stop or 0) < 0:
+        raise ValueError(f"slices want numbers >= 0, got {chosen}")
+    targets = _targets(files, out, settings)
     prior = None
-    if settings.sampler not in CLASSICAL:
+    if not classical:
         prior = priors.load(settings.prior, precision=settings.precision, device=settings.device)
+    for path in files[1:]:  # the first one's turn is now; hours of it must not hide another's fault
+        _opened(path, settings)
     for path, target in zip(files, targets, strict=True):
         _one(path, target, prior, settings, say)
 
 
-def _one(path: Path, target: Path, prior: priors.Prior | None, settings: Settings,
-         say: Callable[[str], None]) -> None:
+def refuse_results(paths: Iterable[Path], overwrite: bool) -> None:
+    """Raise what writing ``paths`` would raise; their folder may still have to be made."""
+    for path in paths:
+        folder = path.parent
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(f"{folder.name} is a file, not a folder: choose another --out")
+        if folder.is_dir():
+            datasets.refuse_existing(path, overwrite)
+
+
+def _is_classical(sampler: str) -> bool:
+    method = getattr(samplers, sampler, None)
+    if not isinstance(method, samplers.Sampler):
+        known = [n for n in samplers.__all__ if isinstance(getattr(samplers, n), samplers.Sampler)]
+        raise ValueError(f"no sampler {sampler!r}: want one of {', '.join(sorted(known))}")
+    return inspect.signature(method).parameters["prior"].default is None
+
+
+def _targets(files: Sequence[Path], out: Path, settings: Settings) -> list[Path]:
+    known = (".h5", ".hdf5", ".npz", ".npy", ".cfl", ".hdr")  # BART's scan.v2 has no suffix
+    stems = [path.stem if path.suffix in known else path.name for path in files]
+    if len(set(stems)) < len(stems):
+        raise ValueError("two files have one name, and would overwrite each other's result: "
+                         "reconstruct them into different folders")
+    targets = [out / f"{stem}_recon.{settings.suffix}" for stem in stems]
+    suffixes = [f".{settings.suffix}", ".png", *([".hdr"] if settings.suffix == "cfl" else [])]
+    refuse_results((t.with_suffix(suffix) for t in targets for suffix in suffixes),
+                   settings.overwrite)
+    return targets
+
+
+def _opened(path: Path, settings: Settings) -> tuple[Scan, Tensor]:
+    """A file with its mask, refused if damaged, not finite or without the wanted slices."""
     scan = datasets.open(path, settings.slices)
-    if "note" in scan.attributes:
-        say(f"{path.name}: {scan.attributes['note']}")
     mask = undersampling(scan, settings.mask, acceleration=settings.acceleration,
                          center_fraction=settings.center_fraction, seed=settings.mask_seed)
-    calibration = settings.calibration and (24, settings.calibration)
-    cases = [problem(scan, i, mask, calibration=calibration or None, noise_std=settings.noise_std)
-             for i in range(len(scan.kspace))]
-    say(f"{path.name}: {len(cases)} slice(s), {scan.kspace.shape[1]} coil(s), "
+    return scan, mask
+
+
+def _one(path: Path, target: Path, prior: priors.Prior | None, settings: Settings,
+         say: Callable[[str], None]) -> None:
+    scan, mask = _opened(path, settings)
+    if "note" in scan.attributes:
+        say(f"{path.name}: {scan.attributes['note']}")
+    count = len(scan.kspace)
+    say(f"{path.name}: {count} slice(s), {scan.kspace.shape[1]} coil(s), "
         f"{float(mask.float().mean()):.0%} of k-space sampled")
-    found = []
-    for i, case in enumerate(cases):
-        say(f"slice {i + 1} of {len(cases)}, noise {case.noise_std:.3g}")
-        found.append(_slice(case, prior, settings, settings.seed + i))
-    whole = Reconstruction(
-        torch.stack([cropped(r.samples.cpu(), scan) for r in found], 1),
-        {**found[0].settings, "file": path.name, "mask": settings.mask or "of the file",
-         "noise_std": [c.noise_std for c in cases], "prior": settings.prior,
-         "scale": [r.settings.get("scale") for r in found]},
-    )
+    numbers = range(sys.maxsize)[settings.slices or slice(None)][:count]  # in the file
+    shown = count // 2
+    draws, told = [], []
+    rows = min(24, scan.kspace.shape[-2])
+    centre = None if settings.calibration is None else (rows, settings.calibration)
+    for i, number in enumerate(numbers):
+        case = problem(scan, i, mask, calibration=centre, noise_std=settings.noise_std)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        empty = "" if bool(case.y.any()) else ": all zero, and so is its result"
+        say(f"{path.name}: slice {number} ({i + 1} of {count}), noise {case.noise_std:.3g}{empty}")
+        found = _slice(case, prior, settings, settings.seed + number)
+        draws.append(cropped(found.samples.cpu(), scan))
+        told.append(found.settings)
+        if i == shown:
+            kept = case
+    whole = Reconstruction(torch.stack(draws, 1), _together(told, path, numbers, settings))
     whole.save(target, overwrite=settings.overwrite)
-    middle = len(cases) // 2
-    _figure(target.with_suffix(".png"), scan, cases[middle], whole, middle, settings)
+    left_out = not bool(mask.all())
+    _figure(target.with_suffix(".png"), scan, kept, whole, shown, left_out,
+            f"{scan.name}, slice {numbers[shown]}", settings)
     say(f"wrote {target} and {target.with_suffix('.png').name}")
 
 
-def _slice(case: Problem, prior: priors.Prior | None, settings: Settings, seed: int) -> Reconstruction:
-    y, A = case.y.to(settings.device), case.operator.to(settings.device)
-    if settings.sampler in CLASSICAL:
-        return reconstruct(y, A, None, settings.sampler, weight=settings.baseline_weight)
-    steps = {} if settings.steps is None else {"steps": settings.steps}
-    return reconstruct(y, A, prior, settings.sampler, noise_std=case.noise_std,
-                       samples=settings.samples, seed=seed, progress=True, **steps)
+def _together(told: Sequence[dict[str, Any]], path: Path, numbers: range,
+              settings: Settings) -> dict[str, Any]:
+    """The settings of one run for all its slices."""
+    found = {**told[0], "seed": settings.seed, "file": path.name, "slices": list(numbers),
+             "mask": settings.mask or "of the file"}
+    found |= {key: [each[key] for each in told] for key in ("noise_std", "scale") if key in found}
+    if settings.mask:
+        found |= {key: getattr(settings, key)
+                  for key in ("acceleration", "center_fraction", "mask_seed")}
+    if "scale" in found:
+        found["prior"] = settings.prior
+    return found
+
+
+def _slice(case: Problem, prior: priors.Prior | None, settings: Settings,
+           seed: int) -> Reconstruction:
+    chosen: dict[str, Any] = {} if settings.steps is None else {"steps": settings.steps}
+    if prior is None:
+        chosen["weight"] = settings.baseline_weight
+    else:
+        chosen["samples"] = settings.samples
+    return _run(case, prior, settings.sampler, settings.device, noise_std=case.noise_std, seed=seed,
+                progress=True, **chosen)
+
+
+def _run(case: Problem, prior: priors.Prior | None, sampler: str, device: str,
+         **chosen: Any) -> Reconstruction:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "measurements are all zero")  # told with its number
+        return reconstruct(case.y.to(device), case.operator.to(device), prior, sampler, **chosen)
 
 
 def _figure(path: Path, scan: Scan, case: Problem, whole: Reconstruction, index: int,
-            settings: Settings) -> None:
-    A, y = case.operator.cpu(), case.y.cpu()
-    tv = reconstruct(y, A, None, "tv", weight=settings.baseline_weight).mean
+            left_out: bool, title: str, settings: Settings) -> None:
+    tv = _run(case, None, "tv", settings.device, weight=settings.baseline_weight).mean
+    zero_filled = case.operator.adjoint(case.y.to(settings.device))
+    draws = len(whole.samples)
     images: dict[str, Tensor] = {
-        "zero-filled": cropped(A.adjoint(y), scan)[0].abs(), "TV": cropped(tv, scan)[0].abs(),
-        f"{settings.sampler}, mean of {len(whole.samples)}": whole.mean[index, 0].abs()}
+        "zero-filled": cropped(zero_filled, scan)[0].abs().cpu(),
+        "TV": cropped(tv, scan)[0].abs().cpu(),
+        settings.sampler + (f", mean of {draws}" if draws > 1 else ""): whole.mean[index, 0].abs()}
     mean = list(images.values())[-1]
     peak = float(mean.max())
-    reference = None
-    if case.reference is not None:
-        reference = cropped(case.reference, scan)[0].abs()
+    # fully sampled data would only be compared with themselves
+    reference = _reference(case, scan, mean) if left_out else None
     captions = dict.fromkeys(images, "")
-    if reference is not None and reference.shape == mean.shape and bool(reference.any()):
+    if reference is not None:
         captions = {n: f"{float(metrics.psnr(x, reference)):.1f} dB" for n, x in images.items()}
     row = [Panel(name, x, captions[name]) for name, x in images.items()]
-    spread = whole.std[index, 0].nan_to_num()
-    row.append(Panel("std of samples", spread, "white = 0.1 max", 0.1 * peak, "magma"))
-    if captions[next(iter(images))] and reference is not None:
-        row.append(Panel("error of the mean", mean - reference, "white = 0.1 max", 0.1 * peak, "magma"))
-    panels(path, row, peak=peak, title=f"{scan.name}, slice {index}", overwrite=settings.overwrite)
+    if draws > 1:
+        row.append(Panel("std of samples", whole.std[index, 0], "white = 0.1 max", 0.1 * peak,
+                         "magma"))
+    if reference is not None:
+        row.append(Panel("error of the mean", mean - reference, "white = 0.1 max", 0.1 * peak,
+                         "magma"))
+    panels(path, row, peak=peak, title=title, overwrite=settings.overwrite)
+
+
+def _reference(case: Problem, scan: Scan, like: Tensor) -> Tensor | None:
+    if case.reference is None:
+        return None
+    image = case.reference[0].abs()
+    if image.shape == scan.kspace.shape[-2:]:
+        image = cropped(image, scan)
+    return image if image.shape == like.shape and bool(image.any()) else None

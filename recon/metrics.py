@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+SSIM_WINDOW = 7  # pixels: scikit-image's, hence fastMRI's
+
 
 def psnr(image: Tensor, reference: Tensor, *, data_range: Tensor | float | None = None,
          region: Tensor | None = None) -> Tensor:
@@ -27,17 +29,23 @@ def nmse(image: Tensor, reference: Tensor, *, region: Tensor | None = None) -> T
 def ssim(image: Tensor, reference: Tensor, *, data_range: float | None = None) -> Tensor:
     """Structural similarity of magnitudes by scikit-image, with its 7 x 7 uniform window.
 
-    ``data_range`` is the largest magnitude of each reference unless given.
+    ``data_range`` is the largest magnitude of each reference unless given; fastMRI's is the
+    largest of the volume. Float64, on the CPU.
     """
     from skimage.metrics import structural_similarity
 
     image, reference = _magnitudes(image, reference)
+    image, reference = image.cpu().double(), reference.cpu().double()
     found = []
     size = image.shape[-2:]
+    if min(size) < SSIM_WINDOW:
+        raise ValueError(f"ssim wants images of at least {SSIM_WINDOW} x {SSIM_WINDOW}, "
+                         f"got {tuple(size)}")
     for a, b in zip(image.reshape(-1, *size), reference.reshape(-1, *size), strict=True):
         wide = float(b.max()) if data_range is None else data_range
-        found.append(structural_similarity(b.cpu().numpy(), a.cpu().numpy(), data_range=wide))
-    return torch.tensor(found).view(image.shape[:-2])
+        found.append(structural_similarity(  # type: ignore[no-untyped-call]
+            b.numpy(), a.numpy(), win_size=SSIM_WINDOW, data_range=wide))
+    return torch.tensor(found, dtype=torch.float64).view(image.shape[:-2])
 
 
 def best_scale(image: Tensor, reference: Tensor, *, region: Tensor | None = None) -> Tensor:
@@ -68,5 +76,11 @@ def _mse(image: Tensor, reference: Tensor, region: Tensor | None) -> Tensor:
     square = (image - reference).square()
     if region is None:
         return square.mean((-2, -1))
-    weight = region.to(square.dtype).expand_as(square)
+    try:
+        weight = region.to(square.device, square.dtype).expand_as(square)
+    except RuntimeError:
+        raise ValueError(f"region wants a shape that fits the images {tuple(square.shape)}, got "
+                         f"{tuple(region.shape)}") from None
+    if not bool((weight.sum((-2, -1)) > 0).all()):
+        raise ValueError("region chooses no pixel")
     return (weight * square).sum((-2, -1)) / weight.sum((-2, -1))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from recon.datasets import Scan, acs_width, centre_crop
+from recon.datasets import Scan, centre_crop
 from recon.operators import CartesianMRI
 from recon.operators.mri import espirit, masks
 
@@ -40,12 +40,14 @@ def undersampling(scan: Scan, kind: str | None, *, acceleration: int = 4,
     return drawn if scan.mask is None else drawn & scan.mask
 
 
-def problem(scan: Scan, index: int, mask: Tensor, *, calibration: int | tuple[int, int] | None = None,
+def problem(scan: Scan, index: int, mask: Tensor, *,
+            calibration: int | tuple[int, int] | None = None,
             noise_std: float | None = None) -> Problem:
     """The measurements and the operator of one slice; coil maps from the centre lines only.
 
     Maps are the file's where it has them, else ESPIRiT from the fully sampled centre of ``mask``:
-    24 readout rows and as many columns as it holds, at most 24, unless ``calibration`` says.
+    at most 24 readout rows and 24 columns, unless ``calibration`` says (one side, or rows and
+    columns).
     ``noise_std`` is estimated from the corners of k-space where not given. Raises ValueError for
     a slice with NaN or infinity, and where maps are needed and the centre is too narrow for them.
     """
@@ -54,9 +56,10 @@ def problem(scan: Scan, index: int, mask: Tensor, *, calibration: int | tuple[in
         raise ValueError(f"slice {index} of {scan.name} holds NaN or infinity: leave it out with "
                          "--slices, or mend the file")
     coils, height, width = kspace.shape
-    if mask.shape[-1] != width:
-        raise ValueError(f"mask has {mask.shape[-1]} columns but the k-space has {width}: pass the "
-                         "mask of this file, or crop one of them")
+    if tuple(mask.shape) not in ((width,), (height, width)):
+        got = f"{len(mask)} columns" if mask.ndim == 1 else f"shape {tuple(mask.shape)}"
+        raise ValueError(f"mask has {got} but the k-space has {height} rows and {width} columns: "
+                         "pass the mask of this file, or crop one of them")
     y = torch.where(mask, kspace, 0)
     maps = None if scan.maps is None else scan.maps[index]
     if maps is None and coils > 1:
@@ -77,12 +80,25 @@ def problem(scan: Scan, index: int, mask: Tensor, *, calibration: int | tuple[in
 
 
 def _centre(mask: Tensor, height: int) -> tuple[int, int]:
-    columns = mask if mask.ndim == 1 else mask.all(0)
-    width = acs_width(columns)
-    if width < 6:
+    """Rows and columns of the fully sampled centre: 24 rows, or where they leave no room a square.
+
+    Placed as ESPIRiT does, from ``(n - side + 1) // 2``: a chance neighbour of the centre on one
+    side does not widen it.
+    """
+    points = mask.expand(height, mask.shape[-1])
+
+    def sampled(*sides: int) -> bool:
+        top, left = ((n - side + 1) // 2 for n, side in zip(points.shape, sides, strict=True))
+        return bool(points[top : top + sides[0], left : left + sides[1]].all())
+
+    rows, most = min(24, height), min(24, *points.shape)
+    columns = next((n for n in range(min(24, mask.shape[-1]), 0, -1) if sampled(rows, n)), 0)
+    if columns < 6:
+        rows = columns = next((n for n in range(most, 0, -1) if sampled(n, n)), 0)
+    if columns < 6:
         raise ValueError(f"coil maps need at least 6 fully sampled centre columns, the mask has "
-                         f"{width}: pass maps with the data, or --calibration")
-    return min(24, height), min(24, width)
+                         f"{columns}: pass maps with the data, or --calibration")
+    return rows, columns
 
 
 def _kernel(calibration: int | tuple[int, int]) -> int:

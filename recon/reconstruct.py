@@ -1,6 +1,7 @@
 """From measurements to draws, their mean and spread: scaling, seeds, chunks, progress, files."""
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,12 +20,16 @@ from recon.samplers.problem import check_problem
 
 # Settings measured better than the papers' on real 8-coil brain data and priors of this kind; the
 # levels are multiples of the prior's scale. Everything a caller passes wins over them.
-RECOMMENDED: dict[str, dict[str, Any]] = {"dds": {"eta": 1.0, "cg_iterations": 15, "steps": 40}}
+RECOMMENDED: dict[str, dict[str, Any]] = {
+    "dds": {"rule": "released", "eta": 0.95, "cg_iterations": 8, "steps": 30}}
 SIGMA_MAX, SIGMA_MIN = 3.0, 0.01
 
 # what a chunk of samples may take in the largest of image and measurement, all copies counted
 CHUNK_BYTES = 1 << 30
 COPIES = 8
+
+# what of a sampler's arguments reconstruct gives itself
+_TAKEN = {"y", "operator", "prior", "noise_std", "samples", "generator", "start", "callback"}
 
 
 @dataclass(frozen=True)
@@ -55,19 +60,20 @@ class Reconstruction:
         for another suffix; nothing is left half written.
         """
         path = Path(path)
-        image = self.mean.squeeze(-3).cpu()  # one channel
-        std, draws = self.std.squeeze(-3).cpu(), self.samples.squeeze(-3).cpu()
+        if self.samples.ndim < 4 or self.samples.shape[-3] != 1:
+            raise ValueError("cannot write these samples: want (samples, *batch, 1, height, "
+                             f"width), got {tuple(self.samples.shape)}")
+        image, std, draws = (t.squeeze(-3).cpu() for t in (self.mean, self.std, self.samples))
+        stack = image.reshape(-1, *image.shape[-2:])
         if path.suffix in (".h5", ".hdf5"):
-            stack = image if image.ndim > 2 else image[None]
             datasets.write_hdf5(
-                path, stack.abs(), std=std.view(stack.shape),
-                samples=draws.view(len(draws), *stack.shape),
+                path, stack.abs(), std=std.reshape(stack.shape),
+                samples=draws.reshape(len(draws), *stack.shape),
                 attributes={k: str(v) for k, v in self.settings.items()}, overwrite=overwrite)
         elif path.suffix == ".npz":
             arrays = {"mean": image.numpy(), "std": std.numpy(), "samples": draws.numpy()}
             datasets.write_npz(path, arrays, overwrite=overwrite)
         elif path.suffix == ".cfl":
-            stack = image if image.ndim > 2 else image[None]
             datasets.write_cfl(path, datasets.to_bart_axes(stack.to(torch.complex64)),
                                overwrite=overwrite)
         else:
@@ -83,14 +89,16 @@ def reconstruct(y: Tensor, operator: Operator, prior: Prior | None = None, sampl
 
     The prior is brought to the units of ``y``; results come back in them. Every draw has a seed of
     its own made of ``seed``, the item's and the sample's number, so neither batches nor chunks
-    change it. Items whose measurements are all zero come back as zeros, with a warning.
+    change it. Items whose measurements are all zero come back as zeros, with a warning. Settings
+    are checked before any work.
 
     Parameters
     ----------
     y
         ``(*batch, *operator.range.shape)``.
     prior
-        None only for classical methods (``"tv"``, ``"wavelet"``).
+        Classical methods (``"tv"``, ``"wavelet"``) use none and have one answer: a prior, or more
+        than one sample, is ignored there with a warning.
     scale
         Size of the prior's unit in the units of the image, one number or one per item; by default
         ``data_scale(y, operator)`` for a normalised prior and 1 for any other.
@@ -101,48 +109,64 @@ def reconstruct(y: Tensor, operator: Operator, prior: Prior | None = None, sampl
     settings
         The sampler's own keywords, for instance ``steps=100``. What is not given comes from
         ``RECOMMENDED``, then from the sampler; with a normalised prior the noise levels are those
-        of Karras et al. from 3 to 0.01 times the scale. All of it is kept in ``.settings``.
+        of Karras et al. from 3 to 0.01 times the scale. All of it is kept in ``.settings``, long
+        tensors and objects as a few words.
     """
     method = getattr(samplers, sampler, None)
     if not isinstance(method, samplers.Sampler):
         names = [n for n in samplers.__all__ if isinstance(getattr(samplers, n), samplers.Sampler)]
         raise ValueError(f"no sampler {sampler!r}: want one of {', '.join(sorted(names))}")
-    noise = check_problem(y, operator, prior, noise_std, samples=samples, linear=False)
+    chosen = _settled(sampler, method, settings)
     known = inspect.signature(method).parameters
-    unknown = sorted(settings.keys() - known.keys())
-    if unknown:
-        raise TypeError(f"{sampler} has no setting {unknown[0]!r}: it has {', '.join(known)}")
+    classical = known["prior"].default is None
+    if classical and (prior is not None or samples != 1):
+        warnings.warn(f"{sampler} uses no prior and has one answer: the prior and samples= are "
+                      "ignored", stacklevel=2)
+        prior, samples = None, 1
+    if not classical and prior is None:
+        raise TypeError(f"{sampler} wants a prior, got None: pass one, for instance of "
+                        'priors.load, or take sampler="tv" or "wavelet"')
+    linear = known["operator"].annotation is LinearOperator
+    noise = check_problem(y, operator, prior, noise_std, samples=samples, linear=linear)
     batch = operator.range.batch_of(y)
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk wants at least 1 sample, or None, got {chunk}")
+    if seed < 0:
+        raise ValueError(f"seed wants a whole number >= 0, got {seed}")
+
+    used = {"sampler": sampler, "samples": samples, "seed": seed, "noise_std": noise.tolist()}
+    used |= {name: _described(value) for name, value in chosen.items()}
+    given: dict[str, Any] = {**chosen, "noise_std": noise}
+    rescaled = prior
+    if prior is not None:
+        if scale is None:
+            scale = data_scale(y, operator) if prior.normalised else 1.0
+        unit = torch.as_tensor(scale, dtype=torch.float64, device="cpu")
+        if unit.ndim and tuple(unit.shape) != batch:
+            raise ValueError(f"scale wants one number or one per item {batch}, "
+                             f"got {tuple(unit.shape)}")
+        rescaled = prior.rescaled(scale) if _not_one(scale) else prior
+        used["scale"] = unit.tolist()
+        if prior.normalised and chosen.get("sigmas", 0) is None:
+            grid = schedules.karras(chosen["steps"], SIGMA_MIN, SIGMA_MAX)
+            given["sigmas"] = grid.view(-1, *(1,) * unit.ndim) * unit
+            used["sigmas"] = f"karras, {SIGMA_MAX:g} to {SIGMA_MIN:g} of the scale"
+    total = _length(given)
+    if "steps" in used:
+        used["steps"] = total  # also where sigmas stand in for them
     zero = (y == 0).flatten(len(batch)).all(-1)
     if bool(zero.any()):
         which = [tuple(int(i) for i in n) for n in zero.nonzero()] if batch else "all"
         warnings.warn(f"measurements are all zero, the result is zero there: {which}", stacklevel=2)
-    used: dict[str, Any] = {"sampler": sampler, "samples": samples, "seed": seed, **settings}
-    if prior is None:
-        found = method(y, operator, None, callback=callback, **settings)
-        return Reconstruction(_emptied(found, zero), used)
-
-    if scale is None:
-        scale = data_scale(y, operator) if prior.normalised else 1.0
-    settings = {**RECOMMENDED.get(sampler, {}), **settings}
-    if prior.normalised and "sigmas" in known and settings.get("sigmas") is None:
-        unit = torch.as_tensor(scale, dtype=torch.float64, device="cpu")
-        grid = schedules.karras(settings["steps"], SIGMA_MIN, SIGMA_MAX)
-        settings["sigmas"] = grid.view(-1, *(1,) * unit.ndim) * unit
-        used |= {"schedule": f"karras, {SIGMA_MAX:g} to {SIGMA_MIN:g} of the scale"}
-    used |= {k: v for k, v in settings.items() if not isinstance(v, Tensor)}
-    used |= {"noise_std": noise.tolist(), "scale": torch.as_tensor(scale).tolist()}
-    rescaled = prior.rescaled(scale) if _not_one(scale) else prior
     size = chunk or _chunk(y, operator, samples)
     items = range(torch.Size(batch).numel())
-    total = settings.get("steps", known["steps"].default) if "steps" in known else None
     parts = []
-    with _bar(progress, total and total * -(-samples // size), f"{sampler}") as advance:
+    with _Bar(progress, total and total * -(-samples // size), sampler) as advance:
         for first in range(0, samples, size):
             wanted = range(first, min(first + size, samples))
-            run = method.steps(y, operator, rescaled, noise_std=noise, samples=len(wanted),
-                               generator=per_draw(seed, wanted, items), **settings)
-            for step in run:
+            if not classical:
+                given |= {"samples": len(wanted), "generator": per_draw(seed, wanted, items)}
+            for step in method.steps(y, operator, rescaled, **given):
                 advance()
                 if callback is not None:
                     callback(step)
@@ -150,6 +174,23 @@ def reconstruct(y: Tensor, operator: Operator, prior: Prior | None = None, sampl
     return Reconstruction(_emptied(torch.cat(parts), zero), used)
 
 
+def _settled(sampler: str, method: samplers.Sampler[Any],
+             settings: dict[str, Any]) -> dict[str, Any]:
+    """All settings of a run: the caller's, then the recommended, then the sampler's own."""
+    known = inspect.signature(method).parameters
+    own = {name: p.default for name, p in known.items() if name not in _TAKEN}
+    if unknown := sorted(settings.keys() - own.keys()):
+        advice = (f": reconstruct draws by seed=, for {unknown[0]}= call samplers.{sampler}"
+                  if unknown[0] in known else f": it has {', '.join(own)}")
+        raise TypeError(f"{sampler} takes no setting {unknown[0]!r} here{advice}")
+    chosen = {**own, **RECOMMENDED.get(sampler, {}), **settings}
+    if missing := [name for name, v in chosen.items() if v is inspect.Parameter.empty]:
+        raise TypeError(f"{sampler} wants the setting {missing[0]}, which has no default")
+    method.check(**chosen)
+    return chosen
+
+
+@torch.no_grad()
 def data_scale(y: Tensor, operator: Operator) -> Tensor:
     """Intensity of one in a normalised prior, ``(*batch,)``: a quantile of a first image.
 
@@ -166,6 +207,26 @@ def data_scale(y: Tensor, operator: Operator) -> Tensor:
     return torch.where(found > 0, found, 1)
 
 
+def _described(value: Any) -> Any:
+    """A setting as numbers and text, short enough for an attribute of a file."""
+    if isinstance(value, Tensor):
+        short = value.numel() <= 1000
+        ends = f"{tuple(value.shape)}, {float(value.max()):g} to {float(value.min()):g}"
+        return value.tolist() if short else ends
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return f"{type(value).__name__}({', '.join(f'{k}={v!r}' for k, v in vars(value).items())})"
+
+
+def _length(settings: dict[str, Any]) -> int | None:
+    """The number of steps a run takes, where its settings say so."""
+    sigmas = settings.get("sigmas")
+    if sigmas is not None:
+        return len(sigmas) - 1
+    found: int | None = settings.get("steps", settings.get("iterations"))
+    return found
+
+
 def _not_one(scale: Tensor | float) -> bool:
     return isinstance(scale, Tensor) or scale != 1
 
@@ -176,13 +237,13 @@ def _emptied(x: Tensor, zero: Tensor) -> Tensor:
 
 
 def _chunk(y: Tensor, operator: Operator, samples: int) -> int:
-    pixels = max(torch.Size(operator.domain.shape).numel(), torch.Size(operator.range.shape).numel())
+    pixels = max(math.prod(operator.domain.shape), math.prod(operator.range.shape))
     items = torch.Size(operator.range.batch_of(y)).numel()
     each = COPIES * items * pixels * y.element_size()
     return max(1, min(samples, CHUNK_BYTES // max(each, 1)))
 
 
-class _bar:
+class _Bar:
     """A progress bar on the terminal, or nothing; yields the function that advances it."""
 
     def __init__(self, shown: bool, total: int | None, name: str) -> None:

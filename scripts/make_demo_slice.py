@@ -11,7 +11,7 @@ import numpy as np
 
 
 def main() -> None:
-    volume = nibabel.load(sys.argv[1])
+    volume = nibabel.Nifti1Image.from_filename(sys.argv[1])
     voxels = np.asarray(volume.dataobj, dtype=np.float32)
     axial = np.rot90(voxels[:, :, 44]).clip(0)  # nose up, as radiologists hang it
     pad = [(n - s) // 2 for n, s in zip((112, 96), axial.shape, strict=True)]

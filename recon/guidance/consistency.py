@@ -22,16 +22,13 @@ def proximal(y: Tensor, operator: LinearOperator, noise_std: Tensor, *, gamma: f
     this level. Where that is infinite (``noise_std = 0``, or ``gamma = inf``) the steps go on
     ``A^H A x = A^H y``, which keeps the part of ``x0`` that the data do not see.
     """
-    if gamma is not None and not gamma >= 0:
-        raise ValueError(f"gamma wants a number >= 0, or None for sigma^2 / noise_std^2, got {gamma}")
-    if cg_iterations < 1:
-        raise ValueError(f"cg_iterations wants at least 1, got {cg_iterations}")
-    pulled = operator.adjoint(y)
-    item_ndim = len(operator.domain.shape)
+    check_weights(gamma, cg_iterations)
     noiseless = gamma == math.inf if gamma is not None else bool((noise_std == 0).all())
     if gamma is None and not noiseless and bool((noise_std == 0).any()):
         raise ValueError("noise_std is zero for some items only: reconstruct those apart")
-    if gamma is not None and not noiseless:
+    pulled = operator.adjoint(y)
+    item_ndim = len(operator.domain.shape)
+    if gamma and not noiseless:
         _warn_few_iterations(operator, pulled, gamma, cg_iterations)
 
     def consistent(x0: Tensor, sigma: Tensor) -> Tensor:
@@ -39,8 +36,8 @@ def proximal(y: Tensor, operator: LinearOperator, noise_std: Tensor, *, gamma: f
             return operator.solve_cg(pulled.expand_as(x0), 0.0, x0, cg_iterations, rtol=1e-6).x
         if gamma == 0:
             return x0
-        shift = (noise_std / sigma).square() if gamma is None else torch.as_tensor(1 / gamma)
-        shift = shift.to(x0.device, x0.dtype.to_real())
+        weight = (noise_std / sigma).square() if gamma is None else 1 / gamma
+        shift = torch.as_tensor(weight, dtype=x0.dtype.to_real(), device=x0.device)
         spread = shift.reshape(*shift.shape, *(1,) * item_ndim) if shift.ndim else shift
         rhs = pulled + spread * x0
         return operator.solve(rhs, shift, x0, cg_iterations, rtol=1e-6)
@@ -48,17 +45,33 @@ def proximal(y: Tensor, operator: LinearOperator, noise_std: Tensor, *, gamma: f
     return consistent
 
 
+def check_weights(gamma: float | None, cg_iterations: int) -> None:
+    """Refuse a weight or a number of steps that ``proximal`` has no use for."""
+    if gamma is not None and not gamma >= 0:
+        raise ValueError("gamma wants a number >= 0, or None for sigma^2 / noise_std^2, got "
+                         f"{gamma}")
+    if cg_iterations < 1:
+        raise ValueError(f"cg_iterations wants at least 1, got {cg_iterations}")
+
+
 def _warn_few_iterations(operator: LinearOperator, like: Tensor, gamma: float, steps: int) -> None:
     """Warn where the bound on the error that is left in the A-norm passes one tenth."""
-    if type(operator).solve is not LinearOperator.solve:
-        return  # closed form
     generator = torch.Generator(like.device).manual_seed(0)
-    v = operator.domain.randn(generator=generator, dtype=like.dtype, device=like.device)
+    # of every item: the operator may hold a mask or maps for each
+    v = operator.domain.randn(*operator.domain.batch_of(like), generator=generator,
+                              dtype=like.dtype, device=like.device)
+    dims = tuple(range(-len(operator.domain.shape), 0))
+    x = operator.solve(v, 1 / gamma, max_iter=1)
+    left = torch.linalg.vector_norm(v - operator.normal(x) - x / gamma, dim=dims)
+    if bool((left <= 0.05 * torch.linalg.vector_norm(v, dim=dims)).all()):
+        return  # a closed form, whatever the steps
     for _ in range(8):  # the largest eigenvalue of A^H A by power iteration
-        v = operator.normal(v / v.norm())
-    kappa = 1 + gamma * float(v.norm())
+        norm = torch.linalg.vector_norm(v, dim=dims, keepdim=True)
+        v = operator.normal(v / torch.where(norm > 0, norm, 1))
+    kappa = 1 + gamma * float(torch.linalg.vector_norm(v, dim=dims).amax())
     rate = (math.sqrt(kappa) - 1) / (math.sqrt(kappa) + 1)
     if 2 * rate**steps > 0.1 and rate > 0:
         enough = math.ceil(math.log(0.05) / math.log(rate))
-        warnings.warn(f"{steps} CG steps may be too few for gamma = {gamma:g}: about {enough} bring "
-                      "the error of each data-consistency step below a tenth", stacklevel=4)
+        warnings.warn(f"{steps} CG steps may be too few for gamma = {gamma:g}: about {enough} "
+                      "bring the error of each data-consistency step below a tenth",
+                      stacklevel=6)  # the sampler's caller

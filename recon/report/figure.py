@@ -1,12 +1,13 @@
 """One row of grey images with their numbers under them."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from recon import datasets
 
 
 class Panel(NamedTuple):
@@ -28,9 +29,7 @@ def panels(path: str | Path, row: Sequence[Panel], *, peak: float, title: str = 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path.name} exists: choose another name or pass overwrite=True")
+    datasets.refuse_existing(path, overwrite)
     height, width = row[0].image.shape
     inches = 2.6
     figure = Figure(figsize=(inches * len(row), inches * height / width + 0.75), dpi=150)
@@ -46,6 +45,5 @@ def panels(path: str | Path, row: Sequence[Panel], *, peak: float, title: str = 
     if title:
         figure.suptitle(title, fontsize=9)
     figure.tight_layout()
-    part = path.with_name(f".{path.name}.part.png")
-    figure.savefig(part)
-    os.replace(part, path)
+    with datasets.replacing(path, overwrite=overwrite) as (part,):
+        figure.savefig(part, format="png")

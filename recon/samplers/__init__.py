@@ -1,4 +1,4 @@
-"""Posterior samplers and classical baselines, all called as ``sampler(y, operator, prior, ...)``."""
+"""Posterior samplers and classical baselines, called as ``sampler(y, operator, prior, ...)``."""
 
 from recon.samplers.base import Sampler, sampler
 from recon.samplers.dds import dds

@@ -21,8 +21,10 @@ class Sampler(Generic[P]):
     last ``x0``, ``(samples, *batch, channel, *spatial)``.
     """
 
-    def __init__(self, steps: Callable[P, Iterator[Step]]) -> None:
+    def __init__(self, steps: Callable[P, Iterator[Step]],
+                 check: Callable[..., None] | None = None) -> None:
         functools.update_wrapper(self, steps)
+        self._check = check
         self.steps = torch.no_grad()(steps)
         signature = inspect.signature(steps)
         extra = inspect.Parameter("callback", inspect.Parameter.KEYWORD_ONLY, default=None,
@@ -39,7 +41,17 @@ class Sampler(Generic[P]):
         assert last is not None  # every schedule has a level
         return last.x0
 
+    def check(self, **settings: Any) -> None:
+        """Refuse settings that would be refused whatever the measurements; wants all of them."""
+        if self._check is not None:
+            self._check(**settings)
+
 
 def sampler(steps: Callable[P, Iterator[Step]]) -> Sampler[P]:
     """Make a sampler of a generator function."""
     return Sampler(steps)
+
+
+def sampler_with(check: Callable[..., None]) -> Callable[[Callable[P, Iterator[Step]]], Sampler[P]]:
+    """As ``sampler``, with what refuses bad settings before measurements are looked at."""
+    return lambda steps: Sampler(steps, check)

@@ -1,21 +1,30 @@
 """Decomposed diffusion sampling: conjugate gradients between the denoiser and the noise."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from recon.guidance import proximal
+from recon.guidance import check_weights, proximal
 from recon.integrators import Integrator, Step, schedules
 from recon.integrators.base import Rule, ddim_noise, levels
 from recon.noise import Noise, Source
 from recon.operators.base import LinearOperator
 from recon.priors import Prior
-from recon.samplers.base import sampler
-from recon.samplers.problem import check_problem
+from recon.samplers.base import sampler_with
+from recon.samplers.problem import check_problem, check_sigmas, check_start
 
 
-@sampler
+def check_settings(*, steps: int, cg_iterations: int, gamma: float | None, eta: float, rule: Rule,
+                   sigmas: Tensor | None, **_: Any) -> None:
+    """Refuse what no measurement could make work."""
+    check_weights(gamma, cg_iterations)
+    ddim_noise(torch.ones(()), torch.ones(()), eta, rule)
+    check_sigmas(schedules.vp(steps) if sigmas is None else sigmas)
+
+
+@sampler_with(check_settings)
 def dds(y: Tensor, operator: LinearOperator, prior: Prior, *, noise_std: Tensor | float = 0.0,
         samples: int = 1, steps: int = 50, cg_iterations: int = 5, gamma: float | None = None,
         eta: float = 0.85, rule: Rule = "ddim", sigmas: Tensor | None = None,
@@ -37,41 +46,41 @@ def dds(y: Tensor, operator: LinearOperator, prior: Prior, *, noise_std: Tensor 
     eta, rule
         Share of fresh noise: ``"ddim"`` is DDIM's, ``"released"`` that of the published code.
     sigmas
-        Noise levels in the units of ``y``'s image, falling to 0, ``(steps + 1,)`` or
-        ``(steps + 1, *batch)``; by default the linear VP levels times ``prior.scale``. VE schedules
-        are ``schedules.geometric`` and ``schedules.karras`` times it.
+        Noise levels in the units of ``y``'s image, falling to 0, ``(n,)`` or ``(n, *batch)``, in
+        place of ``steps``; by default the linear VP levels times ``prior.scale``. VE schedules are
+        ``schedules.geometric`` and ``schedules.karras`` times it.
     integrator
         Drives the data-consistent prediction in place of the paper's update, in which the noise is
         predicted from the prediction before the data; ``eta`` and ``rule`` are then unused.
     generator
         One generator, or one per item of the flattened batch.
     start
-        A saved ``Step`` to go on from.
+        A saved ``Step`` to go on from, with the settings and the generator's state it was saved at.
 
     Departures from the released code, which is wrong for complex data: inner products conjugate,
     one step size per item, the last level is not denoised twice, and every level is used.
     """
     noise_std = check_problem(y, operator, prior, noise_std, samples=samples)
+    check_settings(steps=steps, cg_iterations=cg_iterations, gamma=gamma, eta=eta, rule=rule,
+                   sigmas=sigmas)
     if sigmas is None:
-        scale = torch.as_tensor(prior.scale, dtype=torch.float64)
-        grid = schedules.vp(steps)
-        sigmas = grid.view(-1, *(1,) * scale.ndim) * scale
-    if sigmas.ndim < 1 or len(sigmas) < 2 or not bool((sigmas.diff(dim=0) < 0).all()):
-        raise ValueError("sigmas wants at least two falling levels, the last one 0")
-    if bool((sigmas[-1] != 0).any()):
-        raise ValueError(f"sigmas must end in 0, got {sigmas[-1].tolist()}")
+        scale = torch.as_tensor(prior.scale, dtype=torch.float64, device="cpu")
+        sigmas = schedules.vp(steps).view(-1, *(1,) * scale.ndim) * scale
+    batch = operator.range.batch_of(y)
+    check_sigmas(sigmas, batch)
     consistent = proximal(y, operator, noise_std, gamma=gamma, cg_iterations=cg_iterations)
     noise = Noise(generator, samples_ndim=1, item_ndim=len(operator.domain.shape))
     plain = sigmas.to(y.device, y.dtype.to_real())
     shaped = levels(sigmas, y, noise.item_ndim)
     if integrator is not None:
         integrator.reset()
+    shape = (samples, *batch, *operator.domain.shape)
     if start is None:
-        shape = (samples, *operator.range.batch_of(y), *operator.domain.shape)
         kind = y.dtype.to_complex() if operator.domain.is_complex else y.dtype.to_real()
         x = shaped[0] * noise.like(torch.empty(shape, dtype=kind, device=y.device))
         first = 0
     else:
+        check_start(start, shape, plain)
         x, first = start.x, start.index
 
     x0 = x

@@ -3,13 +3,14 @@
 import torch
 from torch import Tensor
 
+from recon.integrators import Step
 from recon.operators.base import LinearOperator, Operator
 from recon.priors import Prior
 
 
 def check_problem(y: Tensor, operator: Operator, prior: Prior | None, noise_std: Tensor | float,
                   *, samples: int = 1, linear: bool = True) -> Tensor:
-    """Refuse what cannot work, in one sentence; return ``noise_std`` as ``(*batch,)`` or one number.
+    """Refuse what cannot work, in one sentence; return ``noise_std``, ``(*batch,)`` or one number.
 
     Raises ValueError or TypeError: measurements of the wrong shape or kind, or not finite (with the
     index of the first bad item); a prior of another kind or channel count than the operator's
@@ -20,6 +21,9 @@ def check_problem(y: Tensor, operator: Operator, prior: Prior | None, noise_std:
     if linear and not isinstance(operator, LinearOperator):
         raise TypeError(f"this sampler wants a linear operator, {operator.label()} is not: use a "
                         "sampler for nonlinear operators")
+    if not isinstance(y, Tensor):
+        raise TypeError(f"measurements y want a tensor, got {type(y).__name__}: use "
+                        "torch.as_tensor")
     operator.range.check(y, "measurements y")
     refuse_nonfinite(y, len(operator.range.shape))
     if samples < 1:
@@ -33,8 +37,8 @@ def check_problem(y: Tensor, operator: Operator, prior: Prior | None, noise_std:
             raise TypeError(f"the operator acts on {kinds[0]} images, the prior is of {kinds[1]} "
                             f"ones{advice}")
         if prior.channels != domain.shape[0]:
-            raise ValueError(f"the operator acts on images of {domain.shape[0]} channel(s), the prior "
-                             f"is of {prior.channels}: take a prior trained on such images")
+            raise ValueError(f"the operator acts on images of {domain.shape[0]} channel(s), the "
+                             f"prior is of {prior.channels}: take a prior trained on such images")
         if prior.space is not None and prior.space.shape != domain.shape:
             raise ValueError(f"the operator acts on images {domain.shape}, the prior is of "
                              f"{prior.space.shape} only")
@@ -48,10 +52,42 @@ def check_problem(y: Tensor, operator: Operator, prior: Prior | None, noise_std:
     return noise
 
 
+def check_sigmas(sigmas: Tensor, batch: tuple[int, ...] | None = None) -> None:
+    """Refuse levels that do not fall to 0, or are not ``(steps + 1,)`` or one list per item."""
+    if sigmas.ndim < 1 or len(sigmas) < 2 or not bool((sigmas.diff(dim=0) < 0).all()):
+        raise ValueError("sigmas wants at least two falling levels, the last one 0, got "
+                         f"{sigmas.tolist() if sigmas.ndim < 2 else tuple(sigmas.shape)}")
+    if not bool(torch.isfinite(sigmas[0]).all()):
+        raise ValueError(f"sigmas wants finite levels, got {sigmas[0].tolist()} first")
+    if bool((sigmas[-1] != 0).any()):
+        raise ValueError(f"sigmas must end in 0, got {sigmas[-1].tolist()}")
+    if batch is not None:
+        items = tuple(sigmas.shape[1:])
+        fits = len(items) <= len(batch)
+        if not fits or any(n not in (1, b) for n, b in zip(items[::-1], batch[::-1], strict=False)):
+            raise ValueError("sigmas (or the prior's scale) want one level for all or one per item "
+                             f"of the batch {batch}, got {items}")
+
+
+def check_start(start: Step, shape: tuple[int, ...], sigmas: Tensor) -> None:
+    """Refuse a saved ``Step`` of other draws or other levels, and one that is the last."""
+    if tuple(start.x.shape) != shape:
+        raise ValueError(f"start holds {tuple(start.x.shape)}, want {shape}: pass the measurements "
+                         "and samples= it was saved with")
+    left = len(sigmas) - 1 - start.index
+    if left < 1:
+        raise ValueError(f"start has done {start.index} of {len(sigmas) - 1} steps: its x0 is the "
+                         "result already")
+    if not torch.equal(start.sigma.to(sigmas), sigmas[start.index]):
+        raise ValueError(f"start was saved at level {start.sigma.tolist()}, step {start.index} of "
+                         f"these levels is {sigmas[start.index].tolist()}: pass its own")
+
+
 def refuse_nonfinite(y: Tensor, item_ndim: int) -> None:
     """Raise ValueError naming the first item of ``y`` that holds NaN or infinity."""
     finite = torch.isfinite(y).flatten(max(y.ndim - item_ndim, 0)).all(-1)
     if not bool(finite.all()):
         first = tuple(int(i) for i in (~finite).nonzero()[0])
         where = f" in slice {first[0] if len(first) == 1 else first}" if first else ""
-        raise ValueError(f"the measurements hold NaN or infinity{where}: mend or leave out that slice")
+        raise ValueError(f"the measurements hold NaN or infinity{where}: mend or leave out that "
+                         "slice")

@@ -1,0 +1,390 @@
+"""The command line as its users meet it: what it writes, says, refuses and leaves alone."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from skimage.io import imread
+from torch import Tensor
+
+import recon as package
+from recon import datasets, files, priors
+from recon.cli import main
+from recon.operators.mri import masks
+from recon.simulate import multicoil_kspace
+
+ROOT = Path(__file__).parents[1]
+RAW = ROOT.parent / "shared" / "data" / "raw"
+SIZE, COILS, SLICES, UNIT = (48, 40), 4, 3, 1e-5  # raw k-space lives at such units
+
+
+class Ran(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ran]
+
+
+def truth() -> Tensor:
+    image = torch.zeros(SIZE)
+    image[8:40, 6:34], image[16:30, 12:24] = 0.6, 1.0
+    return image
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One file of every kind, and a small untrained prior."""
+    folder = tmp_path_factory.mktemp("files")
+    generator = torch.Generator().manual_seed(0)
+    kspace = UNIT * torch.stack([multicoil_kspace(truth(), coils=COILS, generator=generator)
+                                 for _ in range(SLICES)])
+    mask = masks.equispaced_fraction(SIZE[1], center_fraction=0.2, acceleration=3, seed=0)
+    datasets.write_fastmri(folder / "test.h5", kspace, mask=mask, recon_size=(40, 40))
+    datasets.write_fastmri(folder / "full.h5", kspace)
+    alone = multicoil_kspace(truth(), coils=1, generator=generator)
+    datasets.write_fastmri(folder / "single.h5", UNIT * alone)
+    datasets.write_cfl(folder / "bart.cfl", datasets.to_bart_axes(kspace))
+    datasets.write_npz(folder / "named.npz", {"kspace": kspace * mask, "mask": mask})
+    np.save(folder / "plain.npy", kspace[0].numpy())
+    np.save(folder / "zero.npy", 0 * kspace[0].numpy())
+    np.save(folder / "gap.npy", torch.stack([kspace[0], 0 * kspace[0]]).numpy())
+    bad = kspace.numpy().copy()
+    bad[2, 0, 0, 0] = np.nan
+    np.save(folder / "nan.npy", bad)
+    np.savez(folder / "wide.npz", kspace=kspace.numpy(), mask=np.ones(41))
+    datasets.write_hdf5(folder / "result.h5", torch.ones(2, 8, 8))
+    (folder / "cut.hdr").write_bytes((folder / "bart.hdr").read_bytes())
+    (folder / "cut.cfl").write_bytes((folder / "bart.cfl").read_bytes()[:-80])
+    (folder / "pickle.safetensors").write_bytes(b"\x80\x04\x95" + b"\0" * 64)
+    torch.manual_seed(0)
+    network = priors.DenoisingUNet(priors.UNetSettings(2, (4, 4, 4, 4), 1))
+    priors.save(folder / "tiny.safetensors", network, sigma_data=0.25, sigma_min=0.003,
+                sigma_max=40.0, is_complex=True, card={})
+    return folder
+
+
+@pytest.fixture
+def recon(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*arguments: object) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["recon", *map(str, arguments)])
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+        return Ran(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def reconstruct(recon: Run, folder: Path, tmp_path: Path) -> Run:
+    """``recon reconstruct``, quick, into ``tmp_path / "out"`` unless told otherwise."""
+
+    def run(*arguments: object, quick: bool = True) -> Ran:
+        chosen = ["--prior", folder / "tiny.safetensors", "--steps", 3, "--samples", 2]
+        return recon("reconstruct", "--out", tmp_path / "out", *(chosen if quick else []),
+                     *arguments)
+
+    return run
+
+
+def magnitude(path: Path) -> NDArray[Any]:
+    """The mean of a result ``(slices, h, w)``, whatever it was written as."""
+    if path.suffix == ".h5":
+        with h5py.File(path) as file:
+            return np.array(file["reconstruction"])
+    if path.suffix == ".npz":
+        return np.abs(np.load(path)["mean"])
+    image: NDArray[Any] = datasets.read_cfl(path).abs().numpy()
+    assert image.shape[:2] == SIZE
+    return np.moveaxis(image.reshape(*SIZE, -1), -1, 0)
+
+
+DRAWN = ("--mask", "equispaced_fraction", "--acceleration", 2, "--center-fraction", 0.2)
+CASES = {
+    "test.h5": ((), "h5", (SLICES, 40, 40), 0.10),
+    "full.h5": (DRAWN, "npz", (SLICES, 40, 40), 0.05),
+    "single.h5": ((), "npz", (1, 40, 40), 0.05),
+    "bart.cfl": ((), "cfl", (SLICES, *SIZE), 0.05),
+    "named.npz": ((), "cfl", (SLICES, *SIZE), 0.10),
+    "plain.npy": (DRAWN, "h5", (1, *SIZE), 0.05),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_reconstructs_in_the_units_and_the_crop_of_the_file(
+    reconstruct: Run, folder: Path, tmp_path: Path, name: str
+) -> None:
+    arguments, suffix, shape, error = CASES[name]
+    ran = reconstruct(folder / name, *arguments, "--format", suffix)
+    assert ran.code == 0, ran.err
+    stem = name.partition(".")[0]
+    found = magnitude(tmp_path / "out" / f"{stem}_recon.{suffix}")
+    assert found.shape == shape
+    top = (SIZE[0] - shape[1]) // 2
+    wanted = UNIT * truth().numpy()[top : top + shape[1]]
+    assert np.square(found - wanted).sum((1, 2)).max() < error * np.square(wanted).sum()
+    assert f"{name}: {shape[0]} slice(s), {1 if stem == 'single' else COILS} coil(s)" in ran.out
+    picture = imread(tmp_path / "out" / f"{stem}_recon.png")
+    assert picture.shape[1] > 2 * picture.shape[0]
+    assert picture[..., :3].std() > 20
+    written = sorted(path.suffix for path in (tmp_path / "out").iterdir())
+    assert written == sorted([f".{suffix}", ".png"] + ([".hdr"] if suffix == "cfl" else []))
+
+
+@pytest.mark.skipif(shutil.which("bart") is None, reason="the bart program is not installed")
+def test_bart_reads_the_result(reconstruct: Run, folder: Path, tmp_path: Path) -> None:
+    assert reconstruct(folder / "bart.cfl", "--format", "cfl").code == 0
+    out = tmp_path / "out"
+    subprocess.run(["bart", "slice", "13", "1", "bart_recon", "one"], cwd=out, check=True)
+    one = datasets.read_cfl(out / "one")
+    assert torch.equal(one.abs(), torch.from_numpy(magnitude(out / "bart_recon.cfl")[1]))
+
+
+def test_a_result_tells_its_settings_and_can_be_described(
+    recon: Run, reconstruct: Run, folder: Path, tmp_path: Path
+) -> None:
+    ran = reconstruct(folder / "full.h5", *DRAWN, "--slices", "1:", "--noise-std", "2e-7")
+    assert ran.code == 0, ran.err
+    with h5py.File(tmp_path / "out" / "full_recon.h5") as file:
+        assert file["samples"].shape == (2, 2, 40, 40)
+        assert file["samples"].dtype == np.complex64
+        mean = np.abs(np.array(file["samples"]).mean(0))
+        np.testing.assert_allclose(file["reconstruction"], mean, rtol=1e-5, atol=1e-12)
+        told = dict(file.attrs)
+    assert told["mask"] == "equispaced_fraction"
+    assert (told["file"], told["slices"], told["steps"]) == ("full.h5", "[1, 2]", "3")
+    assert (told["acceleration"], told["seed"]) == ("2", "0")
+    assert told["noise_std"] == str([float(torch.tensor(2e-7))] * 2)
+    ran = recon("info", tmp_path / "out" / "full_recon.h5")
+    assert ran.code == 0
+    assert "samples: (2, 2, 40, 40) complex64" in ran.out
+
+
+def test_seeds_repeat_and_slices_do_not_see_each_other(
+    reconstruct: Run, folder: Path, tmp_path: Path
+) -> None:
+    found = {}
+    for name, arguments in {"whole": (), "again": (), "one": ("--slices", 1),
+                            "other": ("--seed", 7)}.items():
+        ran = reconstruct(folder / "test.h5", *arguments, "--out", tmp_path / name)
+        assert ran.code == 0, ran.err
+        with h5py.File(tmp_path / name / "test_recon.h5") as file:
+            found[name] = np.array(file["samples"])
+    np.testing.assert_array_equal(found["whole"], found["again"])
+    np.testing.assert_array_equal(found["whole"][:, 1:2], found["one"])
+    assert not np.isclose(found["whole"], found["other"]).all()
+    assert not np.isclose(found["whole"][0], found["whole"][1]).all()
+
+
+def test_noise_std_is_used(reconstruct: Run, folder: Path, tmp_path: Path) -> None:
+    for value in ("1e-7", "3e-6"):
+        ran = reconstruct(folder / "plain.npy", "--noise-std", value, "--out", tmp_path / value)
+        assert ran.code == 0, ran.err
+    near, far = (magnitude(tmp_path / v / "plain_recon.h5") for v in ("1e-7", "3e-6"))
+    wanted = UNIT * truth().numpy()
+    assert np.square(far - wanted).sum() > 3 * np.square(near - wanted).sum()
+
+
+def test_one_sample_has_no_spread(reconstruct: Run, folder: Path, tmp_path: Path) -> None:
+    assert reconstruct(folder / "plain.npy", "--samples", 1).code == 0
+    with h5py.File(tmp_path / "out" / "plain_recon.h5") as file:
+        assert np.isnan(file["std"]).all()
+        assert np.isfinite(file["reconstruction"]).all()
+
+
+def test_classical_methods_need_no_prior(reconstruct: Run, folder: Path, tmp_path: Path) -> None:
+    ran = reconstruct(folder / "plain.npy", "--sampler", "tv", "--prior", "nothing", quick=False)
+    assert ran.code == 0, ran.err
+    with h5py.File(tmp_path / "out" / "plain_recon.h5") as file:
+        assert file["samples"].shape[0] == 1
+        assert "prior" not in file.attrs
+
+
+def test_the_shipped_prior_is_better_than_zero_filling(
+    reconstruct: Run, folder: Path, tmp_path: Path
+) -> None:
+    arguments = ("--samples", 1, "--steps", 8)
+    ran = reconstruct(folder / "test.h5", "--slices", 0, *arguments, quick=False)
+    assert ran.code == 0, ran.err
+    found = magnitude(tmp_path / "out" / "test_recon.h5")[0]
+    scan = datasets.open(folder / "full.h5")
+    mask = datasets.open(folder / "test.h5").mask
+    assert mask is not None
+    wanted = UNIT * truth().numpy()[4:44]
+    coils = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(
+        (scan.kspace[0] * mask).numpy(), axes=(1, 2)), norm="ortho"), axes=(1, 2))
+    zero_filled = np.sqrt(np.square(np.abs(coils)).sum(0))[4:44]
+    assert np.square(found - wanted).sum() < 0.5 * np.square(zero_filled - wanted).sum()
+
+
+def test_bars_stay_out_of_pipes(reconstruct: Run, folder: Path) -> None:
+    ran = reconstruct(folder / "test.h5", "--slices", "0:2")
+    lines = ran.out.splitlines()
+    assert [line[:16] for line in lines[1:3]] == ["test.h5: slice 0", "test.h5: slice 1"]
+    assert len(lines) == 4
+    assert "3/3" in ran.err
+    assert "3/3" not in ran.out
+
+
+@pytest.mark.parametrize("name", ["zero.npy", "gap.npy"])
+def test_all_zero_kspace_gives_zeros_and_says_so(
+    reconstruct: Run, folder: Path, tmp_path: Path, name: str
+) -> None:
+    ran = reconstruct(folder / name)
+    assert ran.code == 0, ran.err
+    number = 0 if name == "zero.npy" else 1
+    line = next(line for line in ran.out.splitlines() if f"slice {number} " in line)
+    assert line.endswith(": all zero, and so is its result")
+    assert ran.out.count("all zero") == 1
+    found = magnitude(tmp_path / "out" / f"{name.partition('.')[0]}_recon.h5")
+    assert not found[number].any()
+    assert found[0].any() == (number == 1)
+
+
+def test_overwriting_must_be_asked_for_and_is_refused_before_any_work(
+    reconstruct: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert reconstruct(folder / "plain.npy").code == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(files.datasets, "open", None)  # reading anything would be a TypeError
+        patch.setattr(files.priors, "load", None)
+        ran = reconstruct(folder / "plain.npy", "--seed", 1)
+        assert ran == (2, "", "recon: plain_recon.h5: exists: pass --overwrite to replace it\n")
+        (tmp_path / "out" / "plain_recon.h5").unlink()
+        ran = reconstruct(folder / "plain.npy")
+        assert ran.err == "recon: plain_recon.png: exists: pass --overwrite to replace it\n"
+    assert (tmp_path / "out" / "plain_recon.png").read_bytes() == before["plain_recon.png"]
+    assert reconstruct(folder / "plain.npy", "--seed", 1, "--overwrite").code == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(before)
+    assert (tmp_path / "out" / "plain_recon.h5").read_bytes() != before["plain_recon.h5"]
+
+
+REFUSALS: dict[str, tuple[list[str], str]] = {
+    "wrong mask": (["wide.npz"], "wide.npz: mask: has 41 columns but the k-space has 48 rows and "
+                                 "40 columns"),
+    "nan": (["nan.npy"], "nan.npy: kspace: slice 2 holds NaN or infinity"),
+    "no kspace": (["result.h5"], "result.h5: kspace: no such key"),
+    "truncated": (["cut.cfl"], "cut.cfl: holds"),
+    "missing": (["nothing.h5"], "nothing.h5: No such file or directory"),
+    "second missing": (["test.h5", "nothing.h5"], "nothing.h5: No such file or directory"),
+    "second damaged": (["test.h5", "nan.npy"], "nan.npy: kspace: slice 2 holds NaN"),
+    "one name": (["test.h5", "test.npy"], "two files have one name"),
+    "prior": (["test.h5", "--prior", "nonsense"], "no prior 'nonsense': want one of brain-mri"),
+    "pickle": (["test.h5", "--prior", "pickle.safetensors"], "is a pickled checkpoint"),
+    "sampler": (["test.h5", "--sampler", "nonsense"], "no sampler 'nonsense': want one of dds"),
+    "mask kind": (["full.h5", "--mask", "nonsense"], "mask wants one of random, equispaced"),
+    "no centre": (["full.h5", "--mask", "random", "--center-fraction", "0.05"],
+                  "coil maps need at least 6 fully sampled centre columns, the mask has"),
+    "calibration": (["test.h5", "--calibration", "20"], "pass a smaller calibration"),
+    "steps": (["test.h5", "--steps", "0"], "Invalid value for '--steps'"),
+    "noise": (["test.h5", "--noise-std", "-1"], "Invalid value for '--noise-std'"),
+    "noise inf": (["test.h5", "--noise-std", "inf"], "noise_std wants a finite number >= 0"),
+    "seed": (["test.h5", "--seed", "-1"], "Invalid value for '--seed'"),
+    "slices": (["test.h5", "--slices", "nonsense"], "--slices wants one number >= 0, or "
+                                                    "first:stop, got 'nonsense'"),
+    "no slices": (["test.h5", "--slices", ""], "--slices wants one number"),
+    "negative": (["test.h5", "--slices=-1"], "--slices wants one number"),
+    "beyond": (["test.h5", "--slices", "3"], "chooses none of the 3 slices"),
+    "empty": (["test.h5", "--slices", "2:1"], "chooses none of the 3 slices"),
+    "device": (["test.h5", "--device", "nonsense"], "--device nonsense cannot be used"),
+    "folder": (["test.h5", "--out", "test.h5"], "test.h5 is a file, not a folder"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_refusals_are_one_line_and_leave_nothing(
+    reconstruct: Run, folder: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments, message = REFUSALS[name]
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("COLUMNS", "200")
+    before = sorted(folder.iterdir())
+    ran = reconstruct(*arguments)
+    assert ran.code == 2
+    assert message in ran.err
+    assert ran.err.startswith("Usage") or ran.err.count("\n") == 1
+    assert "slice " not in ran.out
+    assert not (tmp_path / "out").exists()
+    assert sorted(folder.iterdir()) == before
+
+
+def test_a_full_disk_leaves_no_half_result(
+    reconstruct: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    ran = reconstruct(folder / "plain.npy")
+    assert (ran.code, list((tmp_path / "out").iterdir())) == (2, [])
+    assert "No space left on device" in ran.err.splitlines()[-1]
+
+
+def test_interrupting_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "recon", "reconstruct", str(folder / "plain.npy"), "--prior",
+               str(folder / "tiny.safetensors"), "--steps", "1000", "--samples", "50",
+               "--out", str(tmp_path / "o")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)}) as process:
+        assert process.stdout is not None
+        assert "1 slice(s)" in process.stdout.readline()
+        assert "slice 0" in process.stdout.readline()
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert list((tmp_path / "o").iterdir()) == []
+
+
+def test_version_and_help(recon: Run) -> None:
+    assert recon("--version") == (0, f"recon {package.__version__}\n", "")
+    ran = recon("--help")
+    assert all(command in ran.out for command in ("demo", "info", "reconstruct", "--version"))
+
+
+@pytest.mark.parametrize(("name", "told"), [
+    ("test.h5", ["fastmri_multicoil", "slices: 3", "coils: 4", "matrix: 48 x 40", "acs_width: 8",
+                 "sampling: columns", "mask: (40,) bool", "crop: 40 x 40"]),
+    ("single.h5", ["fastmri_singlecoil", "coils: 1", "sampling: full"]),
+    ("bart.cfl", ["kind: bart", "slices: 3", "coils: 4", "acceleration: 1\n"]),
+    ("named.npz", ["kind: npz", "sampled_columns: 12"]),
+    ("plain.npy", ["kind: npy", "slices: 1"]),
+])
+def test_info_tells_what_a_file_holds_and_what_to_do(
+    recon: Run, folder: Path, name: str, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    ran = recon("info", name)
+    assert (ran.code, ran.err) == (0, "")
+    assert all(line in ran.out for line in told)
+    assert ran.out.endswith(f"  next_command: recon reconstruct {name} --out results\n")
+    assert recon("info", "nothing.h5") == (2, "", "recon: nothing.h5: No such file or directory\n")
+
+
+@pytest.mark.skipif(not RAW.is_dir(), reason="the shared raw data are not here")
+def test_info_on_raw_data_of_scanners(recon: Run) -> None:
+    ran = recon("info", RAW / "brain_8ch_full.cfl")
+    assert ran.code == 0
+    assert all(line in ran.out for line in ("coils: 8", "matrix: 230 x 180", "sampling: full"))
+    ran = recon("info", RAW / "gre.dat")
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err == "recon: gre.dat: a Siemens raw file, which is not read as k-space\n"
