@@ -149,7 +149,7 @@ def read_fastmri(path: StrPath, slices: slice | None = None) -> Scan:
 
 def layout_fastmri(path: StrPath) -> Layout:
     """Kind and arrays of an HDF5 file; kind ``hdf5`` and no slices where it has no ``kspace``."""
-    import h5py  # type: ignore[import-untyped]
+    import h5py
 
     path = Path(path)
     keys: dict[str, dict[str, Any]] = {}

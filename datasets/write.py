@@ -96,7 +96,7 @@ def write_hdf5(
     ``reconstruction`` and ``std`` are real ``(slices, h, w)``, stored as float32; ``samples`` is
     ``(samples, slices, h, w)``, float32 or complex64.
     """
-    import h5py  # type: ignore[import-untyped]
+    import h5py
 
     arrays = {"reconstruction": _numbers("reconstruction", reconstruction, complex_too=False)}
     shape = arrays["reconstruction"].shape

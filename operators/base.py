@@ -83,7 +83,7 @@ class Operator(nn.Module):
                                 "buffers follow the precision of a real one")
             return torch.view_as_complex(moved.contiguous()) if t.is_complex() else moved
 
-        return super()._apply(through_real, recurse)  # type: ignore[no-untyped-call, no-any-return]
+        return super()._apply(through_real, recurse)  # type: ignore[no-untyped-call]
 
     def __matmul__(self, other: object) -> "Operator":
         return algebra.compose(self, other) if isinstance(other, Operator) else NotImplemented

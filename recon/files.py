@@ -51,7 +51,7 @@ def reconstruct_file(files: Sequence[Path], out: Path, settings: Settings,
 
     Writes ``NAME_recon.<suffix>`` in the units of the file, cropped as the file says, and
     ``NAME_recon.png`` of the middle slice: zero-filled, TV, mean, std and, where the file holds a
-    reference or full k-space, the error.
+    reference or full k-space, the error. Pixels that no coil sees (maps of zero) are zero.
     """
     classical = _is_classical(settings.sampler)
     if settings.noise_std is not None and not 0 <= settings.noise_std < math.inf:
@@ -160,8 +160,13 @@ def _slice(case: Problem, prior: priors.Prior | None, settings: Settings,
         chosen["weight"] = settings.baseline_weight
     else:
         chosen["samples"] = settings.samples
-    return _run(case, prior, settings.sampler, settings.device, noise_std=case.noise_std, seed=seed,
-                progress=True, **chosen)
+    found = _run(case, prior, settings.sampler, settings.device, noise_std=case.noise_std,
+                 seed=seed, progress=True, **chosen)
+    if case.operator.maps is None:
+        return found
+    # where no coil sees, nothing is measured and a sample would show what the prior makes up
+    seen = case.operator.maps.abs().amax(-3, keepdim=True) > 0
+    return Reconstruction(torch.where(seen, found.samples, 0), found.settings)
 
 
 def _run(case: Problem, prior: priors.Prior | None, sampler: str, device: str,

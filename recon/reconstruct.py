@@ -107,16 +107,17 @@ def reconstruct(y: Tensor, operator: Operator, prior: Prior | None = None, sampl
     progress
         Show a bar with the time left.
     settings
-        The sampler's own keywords, for instance ``steps=100``. What is not given comes from
-        ``RECOMMENDED``, then from the sampler; with a normalised prior the noise levels are those
-        of Karras et al. from 3 to 0.01 times the scale. All of it is kept in ``.settings``, long
+        The sampler's own keywords, for instance ``steps=100``. With a normalised prior, what is not
+        given comes from ``RECOMMENDED`` and the noise levels are those of Karras et al. from 3 to
+        0.01 times the scale; else from the sampler. All of it is kept in ``.settings``, long
         tensors and objects as a few words.
     """
     method = getattr(samplers, sampler, None)
     if not isinstance(method, samplers.Sampler):
         names = [n for n in samplers.__all__ if isinstance(getattr(samplers, n), samplers.Sampler)]
         raise ValueError(f"no sampler {sampler!r}: want one of {', '.join(sorted(names))}")
-    chosen = _settled(sampler, method, settings)
+    recommended = RECOMMENDED.get(sampler, {}) if prior is not None and prior.normalised else {}
+    chosen = _settled(sampler, method, {**recommended, **settings})
     known = inspect.signature(method).parameters
     classical = known["prior"].default is None
     if classical and (prior is not None or samples != 1):
@@ -176,14 +177,14 @@ def reconstruct(y: Tensor, operator: Operator, prior: Prior | None = None, sampl
 
 def _settled(sampler: str, method: samplers.Sampler[Any],
              settings: dict[str, Any]) -> dict[str, Any]:
-    """All settings of a run: the caller's, then the recommended, then the sampler's own."""
+    """All settings of a run: those given, then the sampler's own."""
     known = inspect.signature(method).parameters
     own = {name: p.default for name, p in known.items() if name not in _TAKEN}
     if unknown := sorted(settings.keys() - own.keys()):
         advice = (f": reconstruct draws by seed=, for {unknown[0]}= call samplers.{sampler}"
                   if unknown[0] in known else f": it has {', '.join(own)}")
         raise TypeError(f"{sampler} takes no setting {unknown[0]!r} here{advice}")
-    chosen = {**own, **RECOMMENDED.get(sampler, {}), **settings}
+    chosen = {**own, **settings}
     if missing := [name for name, v in chosen.items() if v is inspect.Parameter.empty]:
         raise TypeError(f"{sampler} wants the setting {missing[0]}, which has no default")
     method.check(**chosen)

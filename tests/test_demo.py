@@ -105,13 +105,13 @@ def test_a_small_demo_writes_what_it_says(tmp_path: Path) -> None:
         for name, row in demo.rows.items():
             image = torch.from_numpy(arrays[name.replace(", ", "_").replace(" ", "_")])
             assert float(metrics.psnr(image, truth)) == pytest.approx(row["PSNR dB"])
-    assert demo.rows["TV"]["PSNR dB"] > demo.rows["zero-filled"]["PSNR dB"] + 3
+    assert demo.rows["TV"]["PSNR dB"] > 25.5  # the worst of its weights reaches 24.5
     text = (tmp_path / "demo" / "demo.txt").read_text()
     assert text.startswith(comparison(demo.rows))
     assert comparison(demo.rows) in said
     assert f"noise {NOISE:g} of the image's white" in said[0]
     assert imread(tmp_path / "demo" / "demo.png").ndim == 3
-    with pytest.raises(FileExistsError, match="demo.png: exists"):
+    with pytest.raises(FileExistsError, match=r"demo\.png: exists"):
         run(tmp_path / "demo", samples=1, steps=4, progress=False)
 
 
@@ -122,7 +122,7 @@ def test_figures_are_written_whole_and_only_once(tmp_path: Path) -> None:
     centre = picture.shape[0] // 2
     assert picture[centre, picture.shape[1] // 4].max() == 0
     assert picture[centre, 3 * picture.shape[1] // 4].min() == 255
-    with pytest.raises(FileExistsError, match="a.png: exists"):
+    with pytest.raises(FileExistsError, match=r"a\.png: exists"):
         panels(tmp_path / "a.png", row, peak=1.0)
     panels(tmp_path / "a.png", row[:1], peak=1.0, overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]

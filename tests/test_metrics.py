@@ -13,7 +13,8 @@ from recon import metrics
 
 Metric = Callable[..., Tensor]
 RNG = torch.Generator().manual_seed(0)
-REFERENCE = torch.rand(2, 3, 20, 17, generator=RNG) * torch.tensor([1e-5, 5e-6, 3e-6])[:, None, None]
+UNITS = torch.tensor([1e-5, 5e-6, 3e-6])[:, None, None]  # one for each slice
+REFERENCE = UNITS * torch.rand(2, 3, 20, 17, generator=RNG)
 IMAGE = REFERENCE + 1e-6 * torch.randn(REFERENCE.shape, generator=RNG).abs()
 PHASE = torch.polar(torch.ones_like(IMAGE), 6 * torch.rand(IMAGE.shape, generator=RNG))
 
@@ -146,7 +147,8 @@ def test_wrong_nmse_is_noticed(wrong: Metric) -> None:
 
 def _gaussian(image: Tensor, reference: Tensor, data_range: float | None = None) -> Tensor:
     def windowed(b: Any, a: Any, data_range: float) -> Any:
-        return structural_similarity(b, a, data_range=data_range, gaussian_weights=True)
+        return structural_similarity(  # type: ignore[no-untyped-call]
+            b, a, data_range=data_range, gaussian_weights=True)
 
     return by_skimage(windowed, image.abs(), reference.abs(), data_range)
 

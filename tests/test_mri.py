@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from recon.datasets import Scan, centre_crop
-from recon.mri import MASK_KINDS, cropped, estimate_noise_std, problem, undersampling
+from recon.mri import (
+    MASK_KINDS,
+    Problem,
+    cropped,
+    estimate_noise_std,
+    problem,
+    undersampling,
+)
 from recon.operators.mri import espirit, masks
 from recon.simulate import coil_maps, multicoil_kspace
 
@@ -41,6 +48,11 @@ def columns(*chosen: int) -> Tensor:
     mask = torch.zeros(WIDTH, dtype=torch.bool)
     mask[list(chosen)] = True
     return mask
+
+
+def maps_of(case: Problem) -> Tensor:
+    assert case.operator.maps is not None
+    return case.operator.maps
 
 
 CENTRE = range(24, 32)  # eight columns as fastMRI's masks place them
@@ -76,33 +88,31 @@ def test_columns_that_were_never_measured_stay_out() -> None:
 
 
 def test_unknown_mask_kind() -> None:
-    with pytest.raises(ValueError, match="mask wants one of random, .* got 'poisson'"):
+    with pytest.raises(ValueError, match=r"mask wants one of random, .* got 'poisson'"):
         undersampling(scan(), "poisson")
 
 
 def test_maps_come_from_the_centre_lines_only() -> None:
     full = scan()
     case = problem(full, 1, MASK)
-    assert case.operator.maps is not None
     assert torch.equal(case.y, torch.where(MASK, full.kspace[1], 0))
     rows = slice((HEIGHT - 24 + 1) // 2, (HEIGHT - 24 + 1) // 2 + 24)
     centre = torch.zeros(HEIGHT, WIDTH, dtype=torch.bool)
     centre[rows, CENTRE.start : CENTRE.stop] = True
     outside = torch.where(centre, full.kspace, 3 * full.kspace.flip(-1))
     other = problem(full._replace(kspace=outside), 1, MASK)
-    assert torch.equal(other.operator.maps, case.operator.maps)
+    assert torch.equal(maps_of(other), maps_of(case))
     assert not torch.equal(other.y, case.y)
     inside = full.kspace.clone()
     inside[1, 0, HEIGHT // 2, WIDTH // 2] *= 1.2
     moved = problem(full._replace(kspace=inside), 1, MASK)
-    assert not torch.equal(moved.operator.maps, case.operator.maps)
+    assert not torch.equal(maps_of(moved), maps_of(case))
 
 
 def test_maps_are_those_of_the_simulated_coils() -> None:
     case = problem(scan(simulated(noise_std=0.003)), 0, MASK)
-    assert case.operator.maps is not None
     inside = head() > 0.4
-    match = (coil_maps(COILS, HEIGHT, WIDTH).conj() * case.operator.maps).sum(0).abs()[inside]
+    match = (coil_maps(COILS, HEIGHT, WIDTH).conj() * maps_of(case)).sum(0).abs()[inside]
     assert float(match.median()) > 0.999
     assert float(match.min()) > 0.98
 
@@ -113,7 +123,7 @@ def test_a_chance_neighbour_only_widens_a_centred_block(extra: int, wide: int,
                                                         kernel: int) -> None:
     case = problem(scan(), 0, MASK | columns(extra))
     plain = espirit(case.y, calibration=(24, wide), kernel=kernel)
-    assert torch.equal(case.operator.maps, plain)
+    assert torch.equal(maps_of(case), plain)
 
 
 def test_a_mask_of_points_may_have_a_square_centre() -> None:
@@ -121,37 +131,35 @@ def test_a_mask_of_points_may_have_a_square_centre() -> None:
     points[HEIGHT // 2 - 6 : HEIGHT // 2 + 6, WIDTH // 2 - 6 : WIDTH // 2 + 6] = True
     case = problem(scan(), 0, points)
     plain = espirit(case.y, calibration=(12, 12), kernel=5)
-    assert torch.equal(case.operator.maps, plain)
+    assert torch.equal(maps_of(case), plain)
 
 
 def test_maps_of_the_file_win_and_one_coil_has_none() -> None:
     maps = torch.stack([coil_maps(COILS, HEIGHT, WIDTH), 1j * coil_maps(COILS, HEIGHT, WIDTH)])
     case = problem(scan(maps=maps), 1, columns(3))  # no centre needed
-    assert torch.equal(case.operator.maps, maps[1])
+    assert torch.equal(maps_of(case), maps[1])
     assert problem(scan(simulated(coils=1)), 0, columns(3)).operator.maps is None
 
 
 def test_a_slice_without_data_is_a_problem_all_the_same() -> None:
     case = problem(scan(torch.zeros_like(simulated())), 0, MASK)
     assert case.noise_std == 0
-    assert case.operator.maps is not None
-    torch.testing.assert_close(case.operator.maps.abs().square().sum(0), torch.ones(HEIGHT, WIDTH))
+    torch.testing.assert_close(maps_of(case).abs().square().sum(0), torch.ones(HEIGHT, WIDTH))
 
 
 def test_units_do_not_matter() -> None:
     ours, raw = problem(scan(), 0, MASK), problem(scan(simulated(unit=1e-6)), 0, MASK)
     assert raw.noise_std == pytest.approx(1e-6 * ours.noise_std, rel=1e-5)
-    torch.testing.assert_close(raw.operator.maps, ours.operator.maps, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(maps_of(raw), maps_of(ours), rtol=1e-3, atol=1e-4)
 
 
 def test_references() -> None:
     full = scan()
     case = problem(full, 1, MASK)
-    assert case.operator.maps is not None
     assert case.reference is not None
     image = torch.fft.fftshift(torch.fft.ifft2(torch.fft.ifftshift(
         full.kspace[1], dim=(-2, -1)), norm="ortho"), dim=(-2, -1))
-    combined = (case.operator.maps.conj() * image).sum(0, keepdim=True)
+    combined = (maps_of(case).conj() * image).sum(0, keepdim=True)
     torch.testing.assert_close(case.reference, combined, rtol=1e-4, atol=1e-5)
     own = torch.rand(2, 40, 40)
     case = problem(scan(mask=MASK, reference=own), 1, MASK)
@@ -163,7 +171,7 @@ def test_references() -> None:
 @pytest.mark.parametrize(("broken", "match"), [
     (lambda: problem(scan(simulated() * torch.tensor([1, torch.nan]).view(2, 1, 1, 1)), 1, MASK),
      "slice 1 of file100.h5 holds NaN or infinity: leave it out"),
-    (lambda: problem(scan(), 0, MASK[1:]), "mask has 55 columns but the k-space has 64 rows and 56"),
+    (lambda: problem(scan(), 0, MASK[1:]), "mask has 55 columns but the k-space has 64 rows and"),
     (lambda: problem(scan(), 0, MASK.expand(WIDTH, WIDTH)), r"mask has shape \(56, 56\) but the"),
     (lambda: problem(scan(), 0, columns(*range(26, 30))),
      "at least 6 fully sampled centre columns, the mask has 4: pass maps with the data"),
@@ -180,7 +188,7 @@ def test_the_given_noise_and_calibration_are_taken() -> None:
     case = problem(scan(), 0, MASK, noise_std=0.125, calibration=(20, 6))
     assert case.noise_std == 0.125
     plain = espirit(case.y, calibration=(20, 6), kernel=3)
-    assert torch.equal(case.operator.maps, plain)
+    assert torch.equal(maps_of(case), plain)
 
 
 @pytest.mark.parametrize("std", [3e-9, 1.0, 2e4])
@@ -201,12 +209,12 @@ def test_noise_of_simulated_scans_is_measured(mask: Tensor, noise_std: float) ->
         assert found == pytest.approx(noise_std, rel=0.15)
 
 
-def test_image_energy_in_the_corners_only_raises_the_estimate() -> None:
+def test_the_image_is_not_taken_for_noise() -> None:
     kspace = simulated(0.0) + 0.001 * torch.randn(2, COILS, HEIGHT, WIDTH, dtype=torch.complex64,
                                                   generator=torch.Generator().manual_seed(2))
     every = torch.ones(WIDTH, dtype=torch.bool)
     found = estimate_noise_std(kspace[0], every)
-    assert 0.001 / math.sqrt(2) * 0.85 < found < 0.01
+    assert found == pytest.approx(0.001 / math.sqrt(2), rel=0.1)
 
 
 def test_rows_that_were_never_measured_do_not_count_as_noise() -> None:

@@ -29,7 +29,6 @@ def panels(path: str | Path, row: Sequence[Panel], *, peak: float, title: str = 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    datasets.refuse_existing(path, overwrite)
     height, width = row[0].image.shape
     inches = 2.6
     figure = Figure(figsize=(inches * len(row), inches * height / width + 0.75), dpi=150)

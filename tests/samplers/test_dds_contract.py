@@ -1,6 +1,6 @@
 """DDS as a door: units, phase, batches, seeds, resuming, calls counted, memory, warnings.
 
-Numerical checks take the sampler as an argument and refuse faulty ones (``conftest.py``).
+Numerical checks take the sampler as an argument and refuse faulty ones (``tests/conftest.py``).
 """
 
 import gc
