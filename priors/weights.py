@@ -39,6 +39,7 @@ def save(path: str | Path, network: DenoisingUNet, *, sigma_data: float, sigma_m
     part = path.with_name(path.name + ".part")
     try:
         save_file(weights, part, metadata={"recon": described})
+        part.chmod(0o644)  # safetensors makes files only their owner can read
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -1,9 +1,8 @@
 """The command line: ``recon demo``, ``recon reconstruct``, ``recon info``."""
 
-import contextlib
 import enum
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,10 +71,8 @@ def demo(
 
     from recon.demo import run
 
-    device = _device(device)
-    with _bars_on_stderr() as say:
-        run(out, samples=samples, steps=steps, seed=seed, device=device,
-            precision=getattr(torch, precision.value), overwrite=overwrite, say=say)
+    run(out, samples=samples, steps=steps, seed=seed, device=_device(device),
+        precision=getattr(torch, precision.value), overwrite=overwrite, say=typer.echo)
 
 
 @app.command()
@@ -136,16 +133,7 @@ def reconstruct(
         slices=_slices(slices), noise_std=noise_std, calibration=calibration,
         baseline_weight=baseline_weight, suffix=format.value, overwrite=overwrite,
     )
-    with _bars_on_stderr() as say:
-        reconstruct_file(files, out, wanted, say=say)
-
-
-@contextlib.contextmanager
-def _bars_on_stderr() -> Iterator[Callable[[str], None]]:
-    """What is printed inside goes to stderr, progress bars too; yields what says it on stdout."""
-    stdout = sys.stdout
-    with contextlib.redirect_stdout(sys.stderr):
-        yield lambda message: typer.echo(message, file=stdout)
+    reconstruct_file(files, out, wanted, say=typer.echo)
 
 
 def _tell(about: Mapping[str, Any], indent: int) -> None:

@@ -250,11 +250,12 @@ class _Bar:
     def __init__(self, shown: bool, total: int | None, name: str) -> None:
         self.progress = None
         if shown:
+            from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
             self.progress = Progress(TextColumn("{task.description}"), BarColumn(),
                                      TextColumn("{task.completed}/{task.total}"),
-                                     TimeRemainingColumn())
+                                     TimeRemainingColumn(), console=Console(stderr=True))
             self.task = self.progress.add_task(name, total=total)
 
     def __enter__(self) -> Callable[[], None]:

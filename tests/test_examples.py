@@ -16,7 +16,7 @@ RAW = ROOT.parent / "shared" / "data" / "raw" / "brain_8ch_full.cfl"
 @pytest.mark.skipif(not RAW.exists(), reason="the raw head scan is not distributed with recon")
 def test_real_brain(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "examples" / "real_brain.py"), str(RAW), "--out",
-               str(tmp_path), "--samples", "2", "--steps", "8"]
+               str(tmp_path), "--samples", "2", "--steps", "20"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path,
                           env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
@@ -28,7 +28,7 @@ def test_real_brain(tmp_path: Path) -> None:
 
 
 def test_the_demonstration_beats_the_classical_methods(tmp_path: Path) -> None:
-    found = demo.run(tmp_path / "demo", samples=2, steps=15, progress=False, say=lambda _: None)
+    found = demo.run(tmp_path / "demo", samples=2, steps=30, progress=False, say=lambda _: None)
     reached = {name: row["PSNR dB"] for name, row in found.rows.items()}
     assert reached["DDS, mean of 2"] >= reached["zero-filled"] + 8
     assert reached["DDS, mean of 2"] >= reached["TV"] + 1.5
