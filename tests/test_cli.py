@@ -352,8 +352,11 @@ def test_interrupting_leaves_nothing(folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "recon", "reconstruct", str(folder / "plain.npy"), "--prior",
                str(folder / "tiny.safetensors"), "--steps", "1000", "--samples", "50",
                "--out", str(tmp_path / "o")]
+    # a shell's background jobs ignore interrupts, and so would their children
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                          env=os.environ | {"PYTHONPATH": str(ROOT)}) as process:
+                          env=os.environ | {"PYTHONPATH": str(ROOT)},
+                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+                          ) as process:
         assert process.stdout is not None
         assert "1 slice(s)" in process.stdout.readline()
         assert "slice 0" in process.stdout.readline()

@@ -19,7 +19,7 @@ FOLDERS = {"recon": "recon", "recon.operators": "operators", "recon.priors": "pr
            "recon.datasets": "datasets"}
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = SETTINGS["tool"]["setuptools"]["packages"]
-README = (ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else ""
+README = (ROOT / "README.md").read_text()
 
 
 def modules() -> dict[str, Path]:
@@ -132,7 +132,6 @@ def test_the_wheel_works_without_the_checkout(built: tuple[Path, Path], tmp_path
     assert out.strip() == "(112, 96)"
 
 
-@pytest.mark.skipif(not README, reason="README.md is not written yet")
 def test_python_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
@@ -141,7 +140,6 @@ def test_python_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         exec(compile(block.replace("samples=4", "samples=2, steps=2"), "README.md", "exec"), {})
 
 
-@pytest.mark.skipif(not README, reason="README.md is not written yet")
 def test_commands_in_the_readme_exist(monkeypatch: pytest.MonkeyPatch,
                                       capsys: pytest.CaptureFixture[str]) -> None:
     from recon.cli import main
@@ -157,7 +155,6 @@ def test_commands_in_the_readme_exist(monkeypatch: pytest.MonkeyPatch,
         assert all(option in told for option in re.findall(r"--[a-z-]+", rest)), (command, rest)
 
 
-@pytest.mark.skipif(not README, reason="README.md is not written yet")
 def test_links_in_the_readme_lead_somewhere() -> None:
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
     assert [link for link in links if not (ROOT / link).exists()] == []

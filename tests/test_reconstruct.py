@@ -218,7 +218,7 @@ def test_progress_and_callback(sampler: str, capsys: pytest.CaptureFixture[str])
     reconstruct(Y, A, PRIOR if sampler == "dds" else None, sampler, noise_std=0.02, progress=True,
                 callback=seen.append, **settings)
     assert len(seen) == 8
-    shown = capsys.readouterr().out
+    shown = capsys.readouterr().err
     assert sampler in shown
     assert "8/8" in shown
     reconstruct(Y, A, PRIOR, noise_std=0.02, steps=2)

@@ -155,7 +155,7 @@ def _choice(kind: str, rng: RandomState, fractions: list[float], accelerations: 
 
 def _check_room(kind: str, n: int, centre: int, a: float) -> None:
     """Raise where the centre alone exceeds the total that ``acceleration`` allows."""
-    # magic_fraction rounds the total; there, fastMRI fails when nothing remains (issue 344)
+    # magic_fraction rounds the total; there, fastMRI fails when nothing remains (its issue 344)
     total = round(n / a) if kind == "magic_fraction" else n / a
     if centre >= total:
         raise ValueError(
