@@ -73,7 +73,8 @@ def select(slices: slice | None, count: int) -> slice:
     if chosen.step < 1:
         raise ValueError(f"slices: want a positive step, got {slices}")
     if not range(count)[chosen]:
-        raise ValueError(f"slices: {slices} chooses none of the {count} slices")
+        raise ValueError(f"slices {slices.start}:{slices.stop} chooses none of the {count} slices: "
+                         "count from 0")
     return chosen
 
 
