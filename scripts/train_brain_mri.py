@@ -5,8 +5,8 @@
 
 The shipped weights were made on CPUs in four runs into one directory, each taking up where the
 last one stopped: with ``--steps 5500 --decay 0.5 --stop 3250``, then with ``--steps 5500 --decay
-0.5 --coarsest 2.8 --stop 4600``, then with ``--coarsest 2.8``, then with ``--steps 8400 --decay 0.17
---rate 4.5e-4 --coarsest 2.8``.
+0.5 --coarsest 2.8 --stop 4600``, then with ``--coarsest 2.8``, then with ``--steps 8400
+--decay 0.17 --rate 4.5e-4 --coarsest 2.8``.
 
 Each example is a fresh random plane through a volume: every orientation, flips, small affine and
 elastic warps, slice thickness, contrast and bias-field changes, several resolutions (cut in
