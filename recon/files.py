@@ -1,6 +1,5 @@
 """Reconstructing files: every slice of every file, one result and one figure each."""
 
-import inspect
 import math
 import sys
 import warnings
@@ -11,10 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from recon import datasets, metrics, priors, samplers
+from recon import datasets, metrics, priors
 from recon.datasets import Scan
 from recon.mri import Problem, cropped, problem, undersampling
-from recon.reconstruct import Reconstruction, reconstruct
+from recon.reconstruct import Reconstruction, is_classical, reconstruct, sampler_named
 from recon.report import panels
 from recon.report.figure import Panel
 
@@ -53,7 +52,7 @@ def reconstruct_file(files: Sequence[Path], out: Path, settings: Settings,
     ``NAME_recon.png`` of the middle slice: zero-filled, TV, mean, std and, where the file holds a
     reference or full k-space, the error. Pixels that no coil sees (maps of zero) are zero.
     """
-    classical = _is_classical(settings.sampler)
+    classical = is_classical(sampler_named(settings.sampler))
     if settings.noise_std is not None and not 0 <= settings.noise_std < math.inf:
         raise ValueError(f"noise_std wants a finite number >= 0, got {settings.noise_std}")
     chosen = settings.slices or slice(None)
@@ -77,14 +76,6 @@ def refuse_results(paths: Iterable[Path], overwrite: bool) -> None:
             raise NotADirectoryError(f"{folder.name} is a file, not a folder: choose another --out")
         if folder.is_dir():
             datasets.refuse_existing(path, overwrite)
-
-
-def _is_classical(sampler: str) -> bool:
-    method = getattr(samplers, sampler, None)
-    if not isinstance(method, samplers.Sampler):
-        known = [n for n in samplers.__all__ if isinstance(getattr(samplers, n), samplers.Sampler)]
-        raise ValueError(f"no sampler {sampler!r}: want one of {', '.join(sorted(known))}")
-    return inspect.signature(method).parameters["prior"].default is None
 
 
 def _targets(files: Sequence[Path], out: Path, settings: Settings) -> list[Path]:

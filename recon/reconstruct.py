@@ -112,14 +112,11 @@ def reconstruct(y: Tensor, operator: Operator, prior: Prior | None = None, sampl
         0.01 times the scale; else from the sampler. All of it is kept in ``.settings``, long
         tensors and objects as a few words.
     """
-    method = getattr(samplers, sampler, None)
-    if not isinstance(method, samplers.Sampler):
-        names = [n for n in samplers.__all__ if isinstance(getattr(samplers, n), samplers.Sampler)]
-        raise ValueError(f"no sampler {sampler!r}: want one of {', '.join(sorted(names))}")
+    method = sampler_named(sampler)
     recommended = RECOMMENDED.get(sampler, {}) if prior is not None and prior.normalised else {}
     chosen = _settled(sampler, method, {**recommended, **settings})
     known = inspect.signature(method).parameters
-    classical = known["prior"].default is None
+    classical = is_classical(method)
     if classical and (prior is not None or samples != 1):
         warnings.warn(f"{sampler} uses no prior and has one answer: the prior and samples= are "
                       "ignored", stacklevel=2)
@@ -173,6 +170,20 @@ def reconstruct(y: Tensor, operator: Operator, prior: Prior | None = None, sampl
                     callback(step)
             parts.append(step.x0)
     return Reconstruction(_emptied(torch.cat(parts), zero), used)
+
+
+def sampler_named(name: str) -> samplers.Sampler[Any]:
+    """The sampler of ``recon.samplers`` with that name; ValueError names them all."""
+    method = getattr(samplers, name, None)
+    if not isinstance(method, samplers.Sampler):
+        known = [n for n in samplers.__all__ if isinstance(getattr(samplers, n), samplers.Sampler)]
+        raise ValueError(f"no sampler {name!r}: want one of {', '.join(sorted(known))}")
+    return method
+
+
+def is_classical(method: samplers.Sampler[Any]) -> bool:
+    """Whether the sampler needs no prior, and so has one answer."""
+    return inspect.signature(method).parameters["prior"].default is None
 
 
 def _settled(sampler: str, method: samplers.Sampler[Any],

@@ -1,7 +1,7 @@
 """The algebra of operators: what folds, what is refused, what moves."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -23,14 +23,6 @@ from recon.operators.algebra import Zero
 
 REAL, COMPLEX = Space((1, 5, 6)), Space((1, 5, 6), torch.complex64)
 TALL = Space((3, 5, 6), torch.complex64)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.complex128) -> Tensor:

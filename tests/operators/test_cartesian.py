@@ -5,7 +5,7 @@ import copy
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -19,14 +19,6 @@ from recon.operators.mri.fourier import fft2c, ifft2c
 from recon.operators.solve import conjugate_gradient
 
 C64, C128 = torch.complex64, torch.complex128
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def noise(*shape: int, seed: int = 0, dtype: torch.dtype = C128) -> Tensor:

@@ -1,7 +1,7 @@
 """The contract every operator keeps, and the faults that ``check`` must find."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -26,15 +26,6 @@ from recon.operators import (
 REAL, COMPLEX = Space((1, 7, 6)), Space((1, 6, 9), torch.complex64)
 COILS = Space((3, 6, 9), torch.complex64)
 HALF_REAL = Space((1, 6, 9))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    # tensors this small only wait for one another on several threads
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

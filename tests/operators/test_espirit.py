@@ -3,7 +3,6 @@
 import math
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +19,6 @@ needs_raw = pytest.mark.skipif(
     not RAW.with_suffix(".cfl").exists(), reason="no measured head beside the project"
 )
 needs_bart = pytest.mark.skipif(shutil.which("bart") is None, reason="BART is not installed")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    # small decompositions wait for threads far longer than they compute
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def coils(n: int, height: int, width: int) -> Tensor:

@@ -1,6 +1,6 @@
 """Conjugate gradients against dense algebra; planted wrong versions fail the same assertions."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,14 +20,6 @@ from recon.operators import (
 
 Solver = Callable[..., ConjugateGradient]
 N = 12
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.complex128) -> Tensor:

@@ -2,7 +2,7 @@
 
 import json
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,6 @@ from recon.priors import CheckpointError, DenoisingUNet, EDMPrior, UNetSettings,
 
 SMALL = UNetSettings(2, (8, 8, 16, 16), 1)
 LEVELS: dict[str, Any] = {"sigma_data": 0.25, "sigma_min": 0.01, "sigma_max": 20.0}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
