@@ -32,6 +32,8 @@ class Prior(nn.Module):
     normalised
         Whether its images are scaled so that the 99.5 % quantile of their magnitude is about one;
         measurements then need ``rescaled``. Otherwise its units are the images' own.
+    is_latent
+        Whether it is of an autoencoder's latents, not of images.
 
     Examples
     --------
@@ -44,8 +46,10 @@ class Prior(nn.Module):
 
     def __init__(self, *, channels: int, is_complex: bool, space: Space | None = None,
                  spatial_ndim: int = 2, sigma_min: float = 0.0, sigma_max: float = float("inf"),
-                 max_batch: int | None = None, normalised: bool = False) -> None:
+                 max_batch: int | None = None, normalised: bool = False,
+                 is_latent: bool = False) -> None:
         super().__init__()
+        self.is_latent = is_latent
         self._max_batch = _at_least_one(max_batch)
         self.channels, self.is_complex, self.space = channels, is_complex, space
         self.spatial_ndim = spatial_ndim
@@ -182,7 +186,7 @@ class _Wrapped(Prior):
             space = Space((channels, *of.space.shape[1:]), kind)
         super().__init__(channels=channels, is_complex=is_complex, space=space,
                          spatial_ndim=of.spatial_ndim, sigma_min=of.sigma_min,
-                         sigma_max=of.sigma_max, normalised=normalised)
+                         sigma_max=of.sigma_max, normalised=normalised, is_latent=of.is_latent)
         self.of = of
 
     @property

@@ -41,6 +41,20 @@ class Noise(NamedTuple):
         each = [_draw(shape, x, one) for one in self.source]
         return torch.stack(each, self.samples_ndim).view(x.shape)
 
+    def uniform(self, x: Tensor) -> Tensor:
+        """One number in [0, 1) for each item of the batch, ``(*batch,)``, in double precision.
+
+        From the item's own generator; where every sample has one, from that of the first.
+        """
+        batch = x.shape[self.samples_ndim : x.ndim - self.item_ndim]
+        if self.source is None or isinstance(self.source, torch.Generator):
+            device = x.device if self.source is None else self.source.device
+            u = torch.rand(batch, generator=self.source, dtype=torch.float64, device=device)
+            return u.to(x.device)
+        drawn = [float(torch.rand((), generator=g, dtype=torch.float64, device=g.device))
+                 for g in self.source[: batch.numel()]]
+        return torch.tensor(drawn, dtype=torch.float64, device=x.device).view(batch)
+
 
 def white_like(x: Tensor, source: Source | Noise) -> Tensor:
     """Noise like ``x`` from a generator, a list of one per item, or a ``Noise``."""

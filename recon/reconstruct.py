@@ -103,7 +103,8 @@ def reconstruct(y: Tensor, operator: Operator, prior: Prior | None = None, sampl
         Size of the prior's unit in the units of the image, one number or one per item; by default
         ``data_scale(y, operator)`` for a normalised prior and 1 for any other.
     chunk
-        Samples drawn at once; by default as many as keep the work below about 1 GiB.
+        Samples drawn at once; by default as many as keep the work below about 1 GiB. Samplers whose
+        samples are made together (``smc``) draw all at once.
     progress
         Show a bar with the time left.
     settings
@@ -156,7 +157,8 @@ def reconstruct(y: Tensor, operator: Operator, prior: Prior | None = None, sampl
     if bool(zero.any()):
         which = [tuple(int(i) for i in n) for n in zero.nonzero()] if batch else "all"
         warnings.warn(f"measurements are all zero, the result is zero there: {which}", stacklevel=2)
-    size = chunk or _chunk(y, operator, samples)
+    # samples that are made together stay together, whatever they take
+    size = samples if method.joint else chunk or _chunk(y, operator, samples)
     items = range(torch.Size(batch).numel())
     parts = []
     with _Bar(progress, total and total * -(-samples // size), sampler) as advance:
@@ -172,7 +174,7 @@ def reconstruct(y: Tensor, operator: Operator, prior: Prior | None = None, sampl
     return Reconstruction(_emptied(torch.cat(parts), zero), used)
 
 
-def sampler_named(name: str) -> samplers.Sampler[Any]:
+def sampler_named(name: str) -> samplers.Sampler[Any, Any]:
     """The sampler of ``recon.samplers`` with that name; ValueError names them all."""
     method = getattr(samplers, name, None)
     if not isinstance(method, samplers.Sampler):
@@ -181,12 +183,12 @@ def sampler_named(name: str) -> samplers.Sampler[Any]:
     return method
 
 
-def is_classical(method: samplers.Sampler[Any]) -> bool:
+def is_classical(method: samplers.Sampler[Any, Any]) -> bool:
     """Whether the sampler needs no prior, and so has one answer."""
     return inspect.signature(method).parameters["prior"].default is None
 
 
-def _settled(sampler: str, method: samplers.Sampler[Any],
+def _settled(sampler: str, method: samplers.Sampler[Any, Any],
              settings: dict[str, Any]) -> dict[str, Any]:
     """All settings of a run: those given, then the sampler's own."""
     known = inspect.signature(method).parameters

@@ -1,5 +1,6 @@
-"""What turns a prior's prediction into one that agrees with the measurements."""
+"""What turns a prior's prediction into a posterior's."""
 
-from recon.guidance.consistency import Consistency, check_weights, proximal
+from recon.guidance.consistency import check_weights, proximal
+from recon.guidance.gradient import denoise_with_pullback
 
-__all__ = ["Consistency", "check_weights", "proximal"]
+__all__ = ["check_weights", "denoise_with_pullback", "proximal"]

@@ -74,4 +74,4 @@ def _warn_few_iterations(operator: LinearOperator, like: Tensor, gamma: float, s
         enough = math.ceil(math.log(0.05) / math.log(rate))
         warnings.warn(f"{steps} CG steps may be too few for gamma = {gamma:g}: about {enough} "
                       "bring the error of each data-consistency step below a tenth",
-                      stacklevel=6)  # the sampler's caller
+                      stacklevel=7)  # the sampler's caller

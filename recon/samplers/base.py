@@ -3,28 +3,45 @@
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, ParamSpec
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from recon.integrators import Step
-
 P = ParamSpec("P")
 
 
-class Sampler(Generic[P]):
+class Carried(Protocol):
+    """What every step holds: ``Step`` and the NamedTuples of samplers that carry more."""
+
+    @property
+    def index(self) -> Any: ...  # int; Any because tuples have a method of that name
+    @property
+    def sigma(self) -> Tensor: ...
+    @property
+    def x(self) -> Tensor: ...
+    @property
+    def x0(self) -> Tensor: ...
+
+
+S = TypeVar("S", bound=Carried)
+
+
+class Sampler(Generic[P, S]):
     """``sampler(y, operator, prior, ...)`` returns draws; ``sampler.steps(...)`` iterates.
 
     ``steps`` yields one ``Step`` per noise level, so that progress bars, previews, early stopping
-    and resuming are the caller's loop. The call takes ``callback(step)`` besides and returns the
-    last ``x0``, ``(samples, *batch, channel, *spatial)``.
+    and resuming are the caller's loop. ``run`` takes ``callback(step)`` besides and returns the
+    last step, with whatever the sampler carries; the call returns its ``x0`` alone, ``(samples,
+    *batch, channel, *spatial)``. ``joint`` says that the samples of one item are made together, so
+    that they must not be split into chunks.
     """
 
-    def __init__(self, steps: Callable[P, Iterator[Step]],
-                 check: Callable[..., None] | None = None) -> None:
+    def __init__(self, steps: Callable[P, Iterator[S]],
+                 check: Callable[..., None] | None = None, *, joint: bool = False) -> None:
         functools.update_wrapper(self, steps)
         self._check = check
+        self.joint = joint
         self.steps = torch.no_grad()(steps)
         signature = inspect.signature(steps)
         extra = inspect.Parameter("callback", inspect.Parameter.KEYWORD_ONLY, default=None,
@@ -32,14 +49,18 @@ class Sampler(Generic[P]):
         self.__signature__ = signature.replace(
             parameters=[*signature.parameters.values(), extra], return_annotation=Tensor)
 
-    def __call__(self, *args: Any, callback: Callable[[Step], None] | None = None,
+    def __call__(self, *args: Any, callback: Callable[[S], None] | None = None,
                  **settings: Any) -> Tensor:
-        last: Step | None = None
+        return self.run(*args, callback=callback, **settings).x0
+
+    def run(self, *args: Any, callback: Callable[[S], None] | None = None, **settings: Any) -> S:
+        """All steps; the last one."""
+        last: S | None = None
         for last in self.steps(*args, **settings):
             if callback is not None:
                 callback(last)
         assert last is not None  # every schedule has a level
-        return last.x0
+        return last
 
     def check(self, **settings: Any) -> None:
         """Refuse settings that would be refused whatever the measurements; wants all of them."""
@@ -47,11 +68,12 @@ class Sampler(Generic[P]):
             self._check(**settings)
 
 
-def sampler(steps: Callable[P, Iterator[Step]]) -> Sampler[P]:
+def sampler(steps: Callable[P, Iterator[S]]) -> Sampler[P, S]:
     """Make a sampler of a generator function."""
     return Sampler(steps)
 
 
-def sampler_with(check: Callable[..., None]) -> Callable[[Callable[P, Iterator[Step]]], Sampler[P]]:
+def sampler_with(check: Callable[..., None] | None = None, *, joint: bool = False,
+                 ) -> Callable[[Callable[P, Iterator[S]]], Sampler[P, S]]:
     """As ``sampler``, with what refuses bad settings before measurements are looked at."""
-    return lambda steps: Sampler(steps, check)
+    return lambda steps: Sampler(steps, check, joint=joint)

@@ -8,12 +8,13 @@ from torch import Tensor
 
 from recon.guidance import check_weights, proximal
 from recon.integrators import Integrator, Step, schedules
-from recon.integrators.base import Rule, ddim_noise, levels
-from recon.noise import Noise, Source
+from recon.integrators.base import Rule, ddim_noise
+from recon.noise import Source
 from recon.operators.base import LinearOperator
 from recon.priors import Prior
 from recon.samplers.base import sampler_with
-from recon.samplers.problem import check_problem, check_sigmas, check_start
+from recon.samplers.levels import begin, drive, scaled
+from recon.samplers.problem import check_problem, check_sigmas
 
 
 def check_settings(*, steps: int, cg_iterations: int, gamma: float | None, eta: float, rule: Rule,
@@ -64,43 +65,21 @@ def dds(y: Tensor, operator: LinearOperator, prior: Prior, *, noise_std: Tensor 
     check_settings(steps=steps, cg_iterations=cg_iterations, gamma=gamma, eta=eta, rule=rule,
                    sigmas=sigmas)
     if sigmas is None:
-        scale = torch.as_tensor(prior.scale, dtype=torch.float64, device="cpu")
-        sigmas = schedules.vp(steps).view(-1, *(1,) * scale.ndim) * scale
-    batch = operator.range.batch_of(y)
-    check_sigmas(sigmas, batch)
+        sigmas = scaled(schedules.vp(steps), prior)
+    run = begin(y, operator.range.batch_of(y), operator.domain, sigmas, samples=samples,
+                generator=generator, start=start)
     consistent = proximal(y, operator, noise_std, gamma=gamma, cg_iterations=cg_iterations)
-    noise = Noise(generator, samples_ndim=1, item_ndim=len(operator.domain.shape))
-    plain = sigmas.to(y.device, y.dtype.to_real())
-    shaped = levels(sigmas, y, noise.item_ndim)
     if integrator is not None:
-        integrator.reset()
-    shape = (samples, *batch, *operator.domain.shape)
-    if start is None:
-        kind = y.dtype.to_complex() if operator.domain.is_complex else y.dtype.to_real()
-        x = shaped[0] * noise.like(torch.empty(shape, dtype=kind, device=y.device))
-        first = 0
-    else:
-        check_start(start, shape, plain)
-        x, first = start.x, start.index
-
-    x0 = x
-
-    def guided(x: Tensor, sigma: Tensor) -> Tensor:
-        nonlocal x0
-        level = sigma.reshape(sigma.shape[: sigma.ndim - noise.item_ndim]) if sigma.ndim else sigma
-        x0 = consistent(prior(x, level), level)
-        return x0
-
-    for i in range(first, len(plain) - 1):
-        sigma, sigma_next = shaped[i], shaped[i + 1]
-        if integrator is not None:
-            x = integrator.step(guided, x, sigma, sigma_next, noise)
-        else:
-            predicted = prior(x, plain[i])  # Tweedie
-            eps = (x - predicted) / sigma  # from the prediction before the data
-            x0 = consistent(predicted, plain[i])
-            kept, fresh = ddim_noise(sigma, sigma_next, eta, rule)
-            x = x0 + kept * eps
-            if eta > 0:
-                x = x + fresh * noise.like(x)
-        yield Step(i + 1, plain[i + 1], x, x0)
+        yield from drive(run, lambda x, sigma: consistent(prior(x, sigma), sigma), integrator)
+        return
+    x = run.x
+    for i in range(run.first, len(run.sigmas) - 1):
+        sigma, sigma_next = run.shaped[i], run.shaped[i + 1]
+        predicted = prior(x, run.sigmas[i])  # Tweedie
+        eps = (x - predicted) / sigma  # from the prediction before the data
+        x0 = consistent(predicted, run.sigmas[i])
+        kept, fresh = ddim_noise(sigma, sigma_next, eta, rule)
+        x = x0 + kept * eps
+        if eta > 0:
+            x = x + fresh * run.noise.like(x)
+        yield Step(i + 1, run.sigmas[i + 1], x, x0)

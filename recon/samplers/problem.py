@@ -9,12 +9,14 @@ from recon.priors import Prior
 
 
 def check_problem(y: Tensor, operator: Operator, prior: Prior | None, noise_std: Tensor | float,
-                  *, samples: int = 1, linear: bool = True) -> Tensor:
+                  *, samples: int = 1, linear: bool = True, noisy: bool = False,
+                  latent: bool = False) -> Tensor:
     """Refuse what cannot work, in one sentence; return ``noise_std``, ``(*batch,)`` or one number.
 
     Raises ValueError or TypeError: measurements of the wrong shape or kind, or not finite (with the
     index of the first bad item); a prior of another kind or channel count than the operator's
-    images; a nonlinear operator where a linear one is needed; negative ``noise_std``.
+    images; a nonlinear operator where a linear one is needed; negative ``noise_std``, or zero where
+    the sampler is ``noisy``: divides by it. A ``latent`` sampler has looked at its prior itself.
     """
     if not isinstance(operator, Operator):
         raise TypeError(f"operator wants a recon Operator, got {type(operator).__name__}")
@@ -28,7 +30,10 @@ def check_problem(y: Tensor, operator: Operator, prior: Prior | None, noise_std:
     refuse_nonfinite(y, len(operator.range.shape))
     if samples < 1:
         raise ValueError(f"samples wants at least 1, got {samples}")
-    if prior is not None:
+    if prior is not None and not latent:
+        if prior.is_latent:
+            raise TypeError("the prior is of latents, not of images: use a sampler that takes "
+                            "codec=, such as samplers.stsl, and pass its autoencoder")
         domain = operator.domain
         if prior.is_complex != domain.is_complex:
             kinds = ("complex", "real") if domain.is_complex else ("real", "complex")
@@ -45,6 +50,9 @@ def check_problem(y: Tensor, operator: Operator, prior: Prior | None, noise_std:
     noise = torch.as_tensor(noise_std, dtype=y.dtype.to_real(), device=y.device)
     if not bool((torch.isfinite(noise) & (noise >= 0)).all()):
         raise ValueError(f"noise_std wants finite numbers >= 0, got {noise_std}")
+    if noisy and not bool((noise > 0).all()):
+        raise ValueError(f"this sampler wants noise_std > 0, got {noise_std}: pass the standard "
+                         "deviation of the noise in each real number of y")
     batch = operator.range.batch_of(y)
     if noise.ndim and tuple(noise.shape) != batch:
         raise ValueError(f"noise_std wants one number or one per item {batch}, "

@@ -123,7 +123,7 @@ def small_scan() -> tuple[CartesianMRI, Tensor, float, Array, float]:
     return A, y, lam, *pdhg(np.asarray(matrix), np.asarray(y).ravel(), lam, n, 2500)
 
 
-def check_tv_minimiser(method: Sampler[Any] = tv) -> None:
+def check_tv_minimiser(method: Sampler[Any, Any] = tv) -> None:
     A, y, lam, want, gap = small_scan()
 
     def objective(x: Array) -> float:
@@ -136,7 +136,7 @@ def check_tv_minimiser(method: Sampler[Any] = tv) -> None:
     assert relative(got, want) < 1e-3
 
 
-def check_wavelet_minimiser(method: Sampler[Any] = wavelet) -> None:
+def check_wavelet_minimiser(method: Sampler[Any, Any] = wavelet) -> None:
     A, y = acquired()
     y, weight = y[0], 3e-3
     got = method(y, A, weight=weight, levels=3, shifts=False, iterations=600)[0]
@@ -147,7 +147,7 @@ def check_wavelet_minimiser(method: Sampler[Any] = wavelet) -> None:
     assert relative(got[0], again) < 1e-5
 
 
-def check_scale(method: Sampler[Any]) -> None:
+def check_scale(method: Sampler[Any, Any]) -> None:
     A, y = acquired()
     y = y.to(torch.complex64)
     want = method(y, A, weight=2e-3, iterations=30)
@@ -159,7 +159,7 @@ def check_scale(method: Sampler[Any]) -> None:
     assert float(((got - want) / size).abs().max()) < 1e-4
 
 
-def check_phase(method: Sampler[Any]) -> None:
+def check_phase(method: Sampler[Any, Any]) -> None:
     A, y = acquired()
     turn = complex(math.cos(0.7), math.sin(0.7))
     got = method(turn * y, A, weight=5e-3, iterations=30)
@@ -168,7 +168,7 @@ def check_phase(method: Sampler[Any]) -> None:
     assert float(((got - want) / size).abs().max()) < 1e-9
 
 
-def check_items(method: Sampler[Any]) -> None:
+def check_items(method: Sampler[Any, Any]) -> None:
     A, y = acquired()
     y = torch.cat([y, torch.zeros_like(y[:1])]).to(torch.complex64)
     # each item's own mask and norm too, so that a norm of the whole batch would show
@@ -200,7 +200,7 @@ def _batch_peak(x: Tensor, item_ndim: int) -> Tensor:
     return x.abs().amax().expand(x.shape[: x.ndim - item_ndim] + (1,) * item_ndim)
 
 
-MISTAKES: list[tuple[Sampler[Any], str, Callable[..., Any], Callable[[Any], None]]] = [
+MISTAKES: list[tuple[Sampler[Any, Any], str, Callable[..., Any], Callable[[Any], None]]] = [
     (tv, "lengths", lambda d, ndim: d.abs(), check_tv_minimiser),  # noqa: ARG005 anisotropic
     (tv, "differences_adjoint", lambda d, ndim: differences_adjoint(d.conj(), ndim),
      check_tv_minimiser),
@@ -220,7 +220,7 @@ MISTAKES: list[tuple[Sampler[Any], str, Callable[..., Any], Callable[[Any], None
 
 
 @pytest.mark.parametrize(("method", "name", "mistake", "check"), MISTAKES)
-def test_mistakes_are_noticed(monkeypatch: pytest.MonkeyPatch, method: Sampler[Any], name: str,
+def test_mistakes_are_noticed(monkeypatch: pytest.MonkeyPatch, method: Sampler[Any, Any], name: str,
                               mistake: Callable[..., Any], check: Callable[[Any], None]) -> None:
     module = tv_module if method is tv else wavelet_module
     monkeypatch.setattr(module, name, mistake)
@@ -313,22 +313,22 @@ def test_sizes_that_do_not_halve(shape: tuple[int, ...]) -> None:
 
 
 @BOTH
-def test_scale(method: Sampler[Any]) -> None:
+def test_scale(method: Sampler[Any, Any]) -> None:
     check_scale(method)
 
 
 @BOTH
-def test_phase(method: Sampler[Any]) -> None:
+def test_phase(method: Sampler[Any, Any]) -> None:
     check_phase(method)
 
 
 @BOTH
-def test_items_are_apart(method: Sampler[Any]) -> None:
+def test_items_are_apart(method: Sampler[Any, Any]) -> None:
     check_items(method)
 
 
 @BOTH
-def test_better_than_zero_filling(method: Sampler[Any]) -> None:
+def test_better_than_zero_filling(method: Sampler[Any, Any]) -> None:
     A, x = scanner(96, 8, 4), phantom(96).to(torch.complex64)
     n = noise(8, 96, 96, dtype=torch.complex64)
     y = A(x) + 0.01 * math.sqrt(2) * A.mask * n
@@ -340,7 +340,7 @@ def test_better_than_zero_filling(method: Sampler[Any]) -> None:
 
 
 @BOTH
-def test_resumes_to_the_bit(method: Sampler[Any]) -> None:
+def test_resumes_to_the_bit(method: Sampler[Any, Any]) -> None:
     A, y = acquired()
     steps = list(method.steps(y, A, weight=2e-3, iterations=12))
     assert [step.index for step in steps] == list(range(1, 13))
@@ -350,7 +350,7 @@ def test_resumes_to_the_bit(method: Sampler[Any]) -> None:
 
 
 @BOTH
-def test_real_images_and_no_measurements(method: Sampler[Any]) -> None:
+def test_real_images_and_no_measurements(method: Sampler[Any, Any]) -> None:
     space = Space((1, 16, 16))
     got = method(noise(2, 1, 16, 16, dtype=torch.float32), 2 * Identity(space), weight=0.01)
     assert got.dtype == torch.float32
@@ -366,14 +366,14 @@ def test_real_images_and_no_measurements(method: Sampler[Any]) -> None:
     ({"iterations": 0}, r"iterations wants at least 1, got 0"),
     ({"noise_std": -1.0}, r"noise_std wants finite numbers >= 0"),
 ])
-def test_bad_settings(method: Sampler[Any], change: dict[str, Any], match: str) -> None:
+def test_bad_settings(method: Sampler[Any, Any], change: dict[str, Any], match: str) -> None:
     settings = {"weight": 1e-3, **change}
     with pytest.raises(ValueError, match=match):
         method(torch.ones(1, 16, 16), Identity(Space((1, 16, 16))), **settings)
 
 
 @BOTH
-def test_bad_measurements_and_start(method: Sampler[Any]) -> None:
+def test_bad_measurements_and_start(method: Sampler[Any, Any]) -> None:
     A = Masking(torch.ones(16, 16), Space((1, 16, 16)))
     y = torch.ones(3, 1, 16, 16)
     (last,) = method.steps(y, A, weight=1e-3, iterations=1)
