@@ -3,12 +3,10 @@
 Numerical checks take the sampler as an argument and refuse faulty ones (``tests/conftest.py``).
 """
 
-import gc
 import inspect
 import itertools
 import math
 import warnings
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -58,64 +56,6 @@ def measured(A: LinearOperator, prior: Gaussian, batch: int = 1) -> Tensor:
 
 
 @ALL
-@pytest.mark.parametrize("c", [1e-6, 1e6])
-@pytest.mark.parametrize("std", [0.1, 0.0])
-def test_units_cancel(cases: Cases, refused: Refused, case: str, c: float, std: float) -> None:
-    A, prior = cases[case][0], single(cases[case][1])
-    y = measured(A, prior)
-
-    def check(method: Method) -> None:
-        got, want = (method(f * y, A, prior.rescaled(f), noise_std=f * std, steps=20, samples=2,
-                            cg_iterations=5, generator=seeded()) for f in (c, 1.0))
-        assert relative(got / c, want) < 1e-5
-
-    # without noise, an operator that can be inverted leaves nothing to the levels
-    faults = ["unscaled levels"] * (std > 0 or case == "coils")
-    refused(check, *faults, *["absolute epsilon"] * (c < 1))
-
-
-def test_phase_passes_through(cases: Cases, refused: Refused) -> None:
-    """Data and start turned by one angle turn the result, if the prior is circular."""
-    A, prior = cases["coils"]
-    sigmas = schedules.vp(20)
-    y, x = measured(A, prior)[0].to(prior.mean.dtype), sigmas[0] * prior.sample(1, seeded())
-    turn = torch.exp(torch.tensor(0.7j, dtype=torch.complex128))
-
-    def check(method: Method) -> None:
-        got, want = (method(f * y, A, prior, noise_std=0.1, steps=20, eta=0.0,
-                            start=Step(0, sigmas[0], f * x, x)) for f in (turn, 1.0))
-        assert relative(got, turn * want) < 1e-10
-
-    refused(check, "real part")
-
-
-@ALL
-@pytest.mark.parametrize("noisy", [True, False])
-def test_items_stand_alone(cases: Cases, refused: Refused, case: str, noisy: bool) -> None:
-    """Five items of their own size, noise and prior's scale, one all zero, as one by one."""
-    A, prior = cases[case][0], single(cases[case][1])
-    scale = torch.tensor([1.0, 30.0, 0.2, 1.0, 5.0])
-    std = scale * STD if noisy else torch.zeros(5)
-    y = measured(A, prior, 5) * scale.view(-1, 1, 1, 1)
-    y[3] = 0
-
-    def check(method: Method) -> None:
-        settings: dict[str, Any] = {"steps": 15, "cg_iterations": 4, "samples": 3}
-        got = method(y, A, prior.rescaled(scale), noise_std=std,
-                     generator=per_draw(7, range(3), range(5)), **settings)
-        assert got.shape == (3, 5, 1, 8, 8)
-        for i in range(5):
-            one = method(y[i], A, prior.rescaled(scale[i]), noise_std=std[i],
-                         generator=per_draw(7, range(3), range(i, i + 1)), **settings)
-            assert relative(got[:, i], one) < 1e-5
-            assert relative(got[:1, i], method(
-                y[i], A, prior.rescaled(scale[i]), noise_std=std[i], **settings | {"samples": 1},
-                generator=per_draw(7, range(1), range(i, i + 1)))) < 1e-5
-
-    refused(check, "shared step", "one stream", *["one noise level"] * noisy)
-
-
-@ALL
 @pytest.mark.parametrize("std", [0.1, 0.0])
 def test_a_solved_item_stays(cases: Cases, refused: Refused, case: str, std: float) -> None:
     """A start that equals the data has no residual: 0 / 0 must not reach it, nor its neighbour."""
@@ -136,27 +76,6 @@ def test_a_solved_item_stays(cases: Cases, refused: Refused, case: str, std: flo
     two = torch.full_like(x[:, 0], 2.0)
     stays = dds(A(two[0]), A, prior.rescaled(1.0, 2.0), start=Step(0, level, two, two), **settings)
     assert relative(stays, two) < 1e-5
-
-
-@ALL
-def test_seed_repeats_and_inputs_survive(cases: Cases, case: str) -> None:
-    A, prior = cases[case][0], single(cases[case][1])
-    y, std = measured(A, prior, 2), torch.tensor([0.1, 0.2])
-    before, version = y.clone(), y._version
-    runs = [dds(y, A, prior, noise_std=std, samples=2, steps=5, generator=seeded(s))
-            for s in (0, 0, 1)]
-    assert torch.equal(runs[0], runs[1])
-    assert not torch.equal(runs[0], runs[2])
-    assert torch.equal(y, before)
-    assert y._version == version
-    assert std.tolist() == pytest.approx([0.1, 0.2])
-    kind = torch.complex64 if case == "coils" else torch.float32
-    assert (runs[0].shape, runs[0].dtype) == ((2, 2, 1, 8, 8), kind)
-    assert not runs[0].requires_grad
-    assert dds(y, A, prior, noise_std=std, steps=1).isfinite().all()
-    nested = dds(y.view(1, 2, *y.shape[1:]), A, prior, noise_std=std[None], samples=2, steps=5,
-                 generator=seeded(0))
-    assert relative(nested[:, 0], runs[0]) < 1e-6
 
 
 @pytest.mark.parametrize("integrator", [None, DDIM(0.0), DDIM(1.0), Euler()])
@@ -248,37 +167,6 @@ def test_calls_are_counted(cases: Cases, steps: int) -> None:
     assert not got.requires_grad
     assert got.grad_fn is None
     assert torch.is_grad_enabled()
-
-
-def check_memory(run: Callable[..., Tensor]) -> None:
-    """Fails if more than two steps are alive at any time, or any after the run."""
-    refs: list[weakref.ref[Tensor]] = []
-    alive: list[int] = []
-
-    def callback(step: Step) -> None:
-        refs.extend((weakref.ref(step.x), weakref.ref(step.x0)))
-        alive.append(sum(ref() is not None for ref in refs))
-
-    result = run(callback)
-    gc.collect()
-    assert max(alive) <= 4
-    assert [ref() for ref in refs if ref() is not None and ref() is not result] == []
-
-
-def test_no_trajectory_is_kept(cases: Cases) -> None:
-    A, prior = cases["coils"][0], single(cases["coils"][1])
-    y, kept = measured(A, prior), list[Step]()
-
-    def keep(callback: Callable[[Step], None], step: Step) -> None:
-        callback(step)
-        kept.append(step)
-
-    for integrator in (None, Euler()):
-        check_memory(lambda callback, i=integrator: dds(y, A, prior, noise_std=0.1, steps=12,
-                                                        integrator=i, callback=callback))
-    with pytest.raises(AssertionError):
-        check_memory(lambda callback: dds(
-            y, A, prior, noise_std=0.1, steps=12, callback=lambda step: keep(callback, step)))
 
 
 def test_warns_where_steps_are_too_few(cases: Cases) -> None:
