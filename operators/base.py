@@ -72,6 +72,10 @@ class Operator(nn.Module):
             (pull,) = torch.autograd.grad(self(x), x, _recordable(v))
         return pull
 
+    def masked(self, mask: Tensor) -> "Operator":
+        """This model where only ``mask``, bool ``(*batch, *range.shape)``, is measured: else 0."""
+        return masking.Masking(mask, self.range) @ self
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Module.to(torch.float64) would cast complex buffers to real ones and drop their
         # imaginary part; through real views they become complex128 instead.
@@ -177,4 +181,4 @@ class LinearOperator(Operator):
         return algebra.scale(-1, self)
 
 
-from recon.operators import algebra  # noqa: E402 it subclasses what stands above
+from recon.operators import algebra, masking  # noqa: E402 they subclass what stands above

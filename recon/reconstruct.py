@@ -16,6 +16,7 @@ from recon.integrators import Step, schedules
 from recon.noise import per_draw
 from recon.operators.base import LinearOperator, Operator
 from recon.priors import Prior
+from recon.samplers.latent import check_latent
 from recon.samplers.problem import check_problem
 
 # Settings measured better than the papers' on real 8-coil brain data and priors of this kind; the
@@ -101,7 +102,8 @@ def reconstruct(y: Tensor, operator: Operator, prior: Prior | None = None, sampl
         than one sample, is ignored there with a warning.
     scale
         Size of the prior's unit in the units of the image, one number or one per item; by default
-        ``data_scale(y, operator)`` for a normalised prior and 1 for any other.
+        ``data_scale(y, operator)`` for a normalised prior and 1 for any other. With a ``codec`` it is
+        the size of the codec's unit, 1 by default: latents keep their own.
     chunk
         Samples drawn at once; by default as many as keep the work below about 1 GiB. Samplers whose
         samples are made together (``smc``) draw all at once.
@@ -126,7 +128,9 @@ def reconstruct(y: Tensor, operator: Operator, prior: Prior | None = None, sampl
         raise TypeError(f"{sampler} wants a prior, got None: pass one, for instance of "
                         'priors.load, or take sampler="tv" or "wavelet"')
     linear = known["operator"].annotation is LinearOperator
-    noise = check_problem(y, operator, prior, noise_std, samples=samples, linear=linear)
+    codec = chosen.get("codec")
+    noise = (check_problem(y, operator, None, noise_std, linear=linear) if prior is None else
+             check_latent(y, operator, prior, codec, noise_std, samples=samples, linear=linear)[1])
     batch = operator.range.batch_of(y)
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk wants at least 1 sample, or None, got {chunk}")
@@ -139,14 +143,17 @@ def reconstruct(y: Tensor, operator: Operator, prior: Prior | None = None, sampl
     rescaled = prior
     if prior is not None:
         if scale is None:
-            scale = data_scale(y, operator) if prior.normalised else 1.0
+            scale = data_scale(y, operator) if prior.normalised and codec is None else 1.0
         unit = torch.as_tensor(scale, dtype=torch.float64, device="cpu")
         if unit.ndim and tuple(unit.shape) != batch:
             raise ValueError(f"scale wants one number or one per item {batch}, "
                              f"got {tuple(unit.shape)}")
-        rescaled = prior.rescaled(scale) if _not_one(scale) else prior
         used["scale"] = unit.tolist()
-        if prior.normalised and chosen.get("sigmas", 0) is None:
+        if codec is not None:  # latents have a unit of their own
+            given["codec"] = codec.rescaled(scale) if _not_one(scale) else codec
+        else:
+            rescaled = prior.rescaled(scale) if _not_one(scale) else prior
+        if prior.normalised and codec is None and chosen.get("sigmas", 0) is None:
             grid = schedules.karras(chosen["steps"], SIGMA_MIN, SIGMA_MAX)
             given["sigmas"] = grid.view(-1, *(1,) * unit.ndim) * unit
             used["sigmas"] = f"karras, {SIGMA_MAX:g} to {SIGMA_MIN:g} of the scale"
@@ -229,7 +236,8 @@ def _described(value: Any) -> Any:
         return value.tolist() if short else ends
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    return f"{type(value).__name__}({', '.join(f'{k}={v!r}' for k, v in vars(value).items())})"
+    public = {k: v for k, v in getattr(value, "__dict__", {}).items() if not k.startswith("_")}
+    return f"{type(value).__name__}({', '.join(f'{k}={v!r}' for k, v in public.items())})"
 
 
 def _length(settings: dict[str, Any]) -> int | None:

@@ -16,10 +16,10 @@ import recon
 from recon import datasets
 from recon.integrators import DDIM, Step, schedules
 from recon.noise import per_draw
-from recon.operators import CartesianMRI
-from recon.priors import Gaussian, Prior
+from recon.operators import CartesianMRI, Masking, Space
+from recon.priors import Codec, Gaussian, Prior
 from recon.reconstruct import RECOMMENDED, Reconstruction, data_scale, reconstruct
-from recon.samplers import dds, tv, wavelet
+from recon.samplers import dds, latent_dps, tv, wavelet
 
 Run = Callable[..., Reconstruction]
 
@@ -278,3 +278,30 @@ def test_files_refused(tmp_path: Path) -> None:
         assert file["reconstruction"].dtype == np.float32
     assert math.isfinite(float(got.mean.sum()))
     assert recon.Reconstruction is Reconstruction
+
+
+def test_a_codec_takes_the_scale_in_place_of_the_prior_of_its_latents() -> None:
+    basis = torch.linalg.qr(noise(16, 8))[0]
+    image, latent = Space((1, 4, 4)), Space((1, 1, 8))
+    codec = Codec(lambda x: (x.flatten(-3) @ basis)[..., None, None, :],
+                  lambda z: ((z + z.square() / 4).flatten(-3) @ basis.mT).unflatten(-1, (1, 4, 4)),
+                  image=image, latent=latent)
+    prior = Gaussian(torch.zeros(1, 1, 8), variance=1.0)
+    prior.is_latent = True
+    half = Masking(torch.arange(16).view(4, 4) % 2, image)
+    y = half(codec.decode(prior.sample(2, torch.Generator().manual_seed(0))))
+    settings: dict[str, Any] = {"samples": 2, "steps": 20, "seed": 0, "noise_std": 0.05}
+    want = reconstruct(y, half, prior, "latent_dps", codec=codec, **settings)
+    assert want.samples.shape == (2, 2, 1, 4, 4)
+    settings["noise_std"] *= 1e3
+    got = reconstruct(1e3 * y, half, prior, "latent_dps", codec=codec, scale=1e3, **settings)
+    assert relative(got.samples / 1e3, want.samples) < 1e-4
+    wrong = latent_dps(1e3 * y, half, prior.rescaled(1e3), codec=codec, steps=20, samples=2,
+                       generator=per_draw(0, range(2), range(2)))
+    assert relative(wrong / 1e3, want.samples) > 0.1
+    assert "0x" not in str(got.settings)
+    with pytest.raises(TypeError, match="of latents, not of images: use a sampler that takes codec"):
+        reconstruct(y, half, prior, "dds")
+    with pytest.raises(ValueError, match="pass a codec of the operator's images"):
+        reconstruct(noise(1, 4, 6), Masking(torch.ones(4, 6), Space((1, 4, 6))), prior, "stsl",
+                    codec=codec)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, split
 from torch.fft import fft, fft2, ifft, ifft2, ifftshift
 
-from recon.operators.base import LinearOperator
+from recon.operators.base import LinearOperator, Operator
 from recon.operators.mri.fourier import centring
 from recon.space import Space
 
@@ -29,7 +29,8 @@ class CartesianMRI(LinearOperator):
     encoding. Entries that are not sampled are +0 (Pruessmann et al. 1999, SENSE).
 
     ``normal`` needs no shifts; with a mask of columns the readout transform cancels as well.
-    ``solve`` has a closed form for a single coil; there ``shift=0`` gives the pseudo-inverse.
+    ``solve`` has a closed form for a single coil without ``x0``; there ``shift=0`` gives the
+    pseudo-inverse.
 
     Parameters
     ----------
@@ -91,13 +92,21 @@ class CartesianMRI(LinearOperator):
 
     def solve(self, rhs: Tensor, shift: Tensor | float, x0: Tensor | None = None,
               max_iter: int = 50, rtol: float = 1e-6) -> Tensor:
-        if self.maps is not None:
+        # from an x0, two steps at most: in rhs = A^H y + shift x0 rounding drowns what is not
+        # measured of x0 where shift is small, and the closed form would divide it by shift
+        if self.maps is not None or x0 is not None:
             return super().solve(rhs, shift, x0, max_iter, rtol)
         self.domain.check(rhs, f"{self.label()}.solve")
         self._check_items(rhs)
         gain = ifftshift(self.mask, (-2, -1)) + self.per_item(shift, rhs)
         # where nothing is measured and nothing is asked, gain = 0 and the answer is 0
         return self._filter(rhs, 1 / torch.where(gain == 0, torch.inf, gain), self.mask)
+
+    def masked(self, mask: Tensor) -> Operator:
+        shared = self.mask & mask[..., :1, :, :]
+        if bool((mask == mask[..., :1, :, :]).all()) and bool(shared.flatten(-3).any(-1).all()):
+            return CartesianMRI(self.domain.shape, shared, self.maps)  # keeps its shorter normal
+        return super().masked(mask)
 
     def _forward(self, x: Tensor, maps: Tensor | None, mask: Tensor) -> Tensor:
         phase = centring(x)

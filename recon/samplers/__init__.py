@@ -1,8 +1,42 @@
 """Posterior samplers and classical baselines, called as ``sampler(y, operator, prior, ...)``."""
 
 from recon.samplers.base import Sampler, sampler
+from recon.samplers.daps import Langevin, PerturbAndSolve, daps
+from recon.samplers.ddnm import ddnm
+from recon.samplers.ddrm import ddrm
 from recon.samplers.dds import dds
+from recon.samplers.diffpir import diffpir
+from recon.samplers.diffusion_mbir import diffusion_mbir
+from recon.samplers.dps import dps
+from recon.samplers.latent_dps import latent_dps
+from recon.samplers.mbir import mbir
+from recon.samplers.pigdm import pigdm
+from recon.samplers.psld import psld
+from recon.samplers.red_diff import red_diff
+from recon.samplers.stsl import stsl
+from recon.samplers.tmpd import tmpd
 from recon.samplers.tv import tv
 from recon.samplers.wavelet import wavelet
 
-__all__ = ["Sampler", "dds", "sampler", "tv", "wavelet"]
+__all__ = [
+    "Langevin",
+    "PerturbAndSolve",
+    "Sampler",
+    "daps",
+    "ddnm",
+    "ddrm",
+    "dds",
+    "diffpir",
+    "diffusion_mbir",
+    "dps",
+    "latent_dps",
+    "mbir",
+    "pigdm",
+    "psld",
+    "red_diff",
+    "sampler",
+    "stsl",
+    "tmpd",
+    "tv",
+    "wavelet",
+]
