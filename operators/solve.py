@@ -70,3 +70,43 @@ def conjugate_gradient(operator: Callable[[Tensor], Tensor], rhs: Tensor, x0: Te
     norm = torch.where(bb > 0, bb, 1)
     residuals = (torch.stack(history) / norm).sqrt().view(len(history), *batch)
     return ConjugateGradient(x, steps, residuals)
+
+
+def minimal_residual(operator: Callable[[Tensor], Tensor], rhs: Tensor, *, item_ndim: int = 3,
+                     max_iter: int = 20, rtol: float = 1e-6) -> Tensor:
+    """Solve ``operator(x) = rhs`` for each item where the operator need not be Hermitian.
+
+    Generalised conjugate residuals (Eisenstat, Elman & Schultz 1983), from zero: each step lowers
+    ``||rhs - operator(x)||`` as far as all directions so far allow, so that it never grows,
+    whatever the operator. Inner products are those of real and imaginary parts, for operators
+    linear over the reals. Keeps two tensors of the size of ``rhs`` per step. Items stop as in
+    ``conjugate_gradient``.
+    """
+    batch = rhs.shape[: rhs.ndim - item_ndim]
+
+    def dot(a: Tensor, b: Tensor) -> Tensor:
+        a, b = (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in (a, b))
+        a, b = a.reshape(batch.numel(), 1, -1), b.reshape(batch.numel(), -1, 1)
+        return torch.bmm(a, b).view(*batch, *(1,) * item_ndim)
+
+    x, r = torch.zeros_like(rhs), rhs
+    bb = dot(rhs, rhs)
+    directions: list[tuple[Tensor, Tensor]] = []
+    for _ in range(max_iter):
+        active = dot(r, r) > rtol**2 * bb
+        if rhs.device.type == "cpu" and not bool(active.any()):
+            break
+        p, Ap = r, operator(r)
+        size = dot(Ap, Ap)
+        for q, Aq in directions:
+            overlap = dot(Aq, Ap)
+            p, Ap = p - overlap * q, Ap - overlap * Aq
+        left = dot(Ap, Ap)
+        # what rounding leaves of a direction that is not new is none
+        active = active & (left > torch.finfo(left.dtype).eps * size)
+        norm = torch.where(active, left, 1).sqrt()
+        p, Ap = torch.where(active, p / norm, 0), torch.where(active, Ap / norm, 0)
+        alpha = dot(Ap, r)
+        x, r = x + alpha * p, r - alpha * Ap
+        directions.append((p, Ap))
+    return x

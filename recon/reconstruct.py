@@ -102,8 +102,8 @@ def reconstruct(y: Tensor, operator: Operator, prior: Prior | None = None, sampl
         than one sample, is ignored there with a warning.
     scale
         Size of the prior's unit in the units of the image, one number or one per item; by default
-        ``data_scale(y, operator)`` for a normalised prior and 1 for any other. With a ``codec`` it is
-        the size of the codec's unit, 1 by default: latents keep their own.
+        ``data_scale(y, operator)`` for a normalised prior and 1 for any other. With a ``codec`` it
+        is the size of the codec's unit, 1 by default: latents keep their own.
     chunk
         Samples drawn at once; by default as many as keep the work below about 1 GiB. Samplers whose
         samples are made together (``smc``) draw all at once.
@@ -178,7 +178,22 @@ def reconstruct(y: Tensor, operator: Operator, prior: Prior | None = None, sampl
                 if callback is not None:
                     callback(step)
             parts.append(step.x0)
-    return Reconstruction(_emptied(torch.cat(parts), zero), used)
+    draws = _emptied(torch.cat(parts), zero)
+    _warn_diverged(y, operator, draws, sampler)
+    return Reconstruction(draws, used)
+
+
+def _warn_diverged(y: Tensor, operator: Operator, draws: Tensor, sampler: str) -> None:
+    """Warn of draws that fit the measurements worse than an empty image does, or are no numbers."""
+    item = tuple(range(-len(operator.range.shape), 0))
+    size = torch.linalg.vector_norm(y, dim=item)
+    left = torch.stack([torch.linalg.vector_norm(operator(x) - y, dim=item) for x in draws])
+    # of pure noise, draws leave about as much again
+    wrong = ~(left <= 2 * size)
+    if bool(wrong.any()):
+        warnings.warn(f"{int(wrong.sum())} of {wrong.numel()} draws of {sampler} fit the "
+                      "measurements worse than an empty image: it diverged, or noise_std or scale "
+                      "are far from the data; take more steps, or another sampler", stacklevel=3)
 
 
 def sampler_named(name: str) -> samplers.Sampler[Any, Any]:

@@ -27,6 +27,25 @@ def test_real_brain(tmp_path: Path) -> None:
     assert (tmp_path / "real_brain.png").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize("file", [None, RAW])
+def test_adaptive_mri(tmp_path: Path, file: Path | None) -> None:
+    """In a setting too small to say which columns are best."""
+    if file is not None and not file.exists():
+        pytest.skip("the raw head scan is not distributed with recon")
+    small = ["--seeds", "1", "--particles", "2", "--levels", "6", "--samples", "1", "--steps", "4"]
+    command = [sys.executable, str(ROOT / "examples" / "adaptive_mri.py"),
+               *([] if file is None else [str(file)]), "--out", str(tmp_path), *small]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "adaptive_mri.txt").read_text()
+    assert table in done.stdout
+    for name in ("ADS", "random", "equispaced", "variable density"):
+        row = next(line for line in table.splitlines() if line.startswith(name))
+        assert 15 < float(row.split()[-1]) < 40
+    assert (tmp_path / "adaptive_mri.png").stat().st_size > 10_000
+
+
 def test_the_demonstration_beats_the_classical_methods(tmp_path: Path) -> None:
     found = demo.run(tmp_path / "demo", samples=2, steps=30, progress=False, say=lambda _: None)
     reached = {name: row["PSNR dB"] for name, row in found.rows.items()}

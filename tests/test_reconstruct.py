@@ -118,8 +118,11 @@ def check_units(run: Run) -> None:
                     torch.tensor(want.settings["scale"])) < 1e-5
 
 
+@pytest.mark.filterwarnings("ignore:.*worse than an empty image")  # of the planted mistakes
 def test_units_cancel() -> None:
-    check_units(reconstruct)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_units(reconstruct)
     with pytest.raises(AssertionError):
         check_units(lambda *args, **settings: reconstruct(*args, scale=1.0, **settings))
     with pytest.raises(AssertionError):  # one scale for the batch
@@ -300,8 +303,29 @@ def test_a_codec_takes_the_scale_in_place_of_the_prior_of_its_latents() -> None:
                        generator=per_draw(0, range(2), range(2)))
     assert relative(wrong / 1e3, want.samples) > 0.1
     assert "0x" not in str(got.settings)
-    with pytest.raises(TypeError, match="of latents, not of images: use a sampler that takes codec"):
+    with pytest.raises(TypeError, match="of latents, not of images: use a sampler that takes"):
         reconstruct(y, half, prior, "dds")
     with pytest.raises(ValueError, match="pass a codec of the operator's images"):
         reconstruct(noise(1, 4, 6), Masking(torch.ones(4, 6), Space((1, 4, 6))), prior, "stsl",
                     codec=codec)
+
+
+def test_draws_that_fit_nothing_are_told() -> None:
+    """A scale far from the data, and a prior that blows up or gives no numbers."""
+    settings: dict[str, Any] = {"noise_std": 0.02, "steps": 9, "samples": 2}
+
+    class Wild(Normalised):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.factor = factor
+
+        def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+            return self.factor * self.of.denoise(x, sigma)
+
+    for prior in (Wild(1e3), Wild(math.nan)):
+        with pytest.warns(UserWarning, match="6 of 6 draws of diffpir fit .* worse than an empty"):
+            reconstruct(Y, A, prior, "diffpir", cg_iterations=1, **settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reconstruct(1e-12 * Y, A, NORMALISED, **settings | {"noise_std": 2e-14})
+        reconstruct(Y, A, NORMALISED, **settings | {"noise_std": 3.0})

@@ -9,7 +9,6 @@ from recon.guidance.likelihood import (
     norm_guided,
     pseudoinverse_guided,
     row_sum_guided,
-    squared_norm,
 )
 
 __all__ = [
@@ -23,5 +22,4 @@ __all__ = [
     "proximal",
     "pseudoinverse_guided",
     "row_sum_guided",
-    "squared_norm",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor
 from recon.guidance.gradient import denoise_with_pullback
 from recon.integrators.base import Denoise
 from recon.operators.base import LinearOperator, Operator
-from recon.operators.solve import conjugate_gradient
+from recon.operators.solve import minimal_residual
 from recon.priors import Prior
 
 
@@ -95,13 +95,12 @@ def pseudoinverse_guided(prior: Prior, operator: LinearOperator, y: Tensor, nois
 
 
 def moment_guided(prior: Prior, operator: LinearOperator, y: Tensor, noise_std: Tensor, *,
-                  cg_iterations: int) -> Denoise:
+                  iterations: int) -> Denoise:
     """TMPD in full (Boys et al. 2024, arXiv 2310.06721): ``Cov[x0 | x] = sigma^2 J``.
 
-    The gradient is ``J^T A^H v`` with ``(A sigma^2 J^T A^H + s^2) v = y - A D``, by conjugate
-    gradients in the data, each step of which runs the network backward once. Exact for Gaussian
-    priors. A trained network's ``J`` is symmetric only nearly; a direction in which it is not
-    positive ends the solve.
+    The gradient is ``J^T A^H v`` with ``(A sigma^2 J^T A^H + s^2) v = y - A D``, by minimal
+    residuals in the data, each step of which runs the network backward once. Exact for Gaussian
+    priors. A trained network's ``J`` is symmetric only nearly: conjugate gradients then diverge.
     """
     tolerance = 8 * torch.finfo(noise_std.dtype).eps
 
@@ -113,8 +112,8 @@ def moment_guided(prior: Prior, operator: LinearOperator, y: Tensor, noise_std: 
         def covariance(v: Tensor) -> Tensor:
             return operator(pull(operator.adjoint(v))) + shift * v
 
-        v = conjugate_gradient(covariance, y - operator(x0), max_iter=cg_iterations,
-                               item_ndim=len(operator.range.shape), rtol=tolerance).x
+        v = minimal_residual(covariance, y - operator(x0), max_iter=iterations,
+                             item_ndim=len(operator.range.shape), rtol=tolerance)
         return x0 + pull(operator.adjoint(v))
 
     return denoise
@@ -149,20 +148,6 @@ def row_sum_guided(prior: Prior, operator: LinearOperator, y: Tensor,
         return x0 + spread(share, operator) * move
 
     return denoise
-
-
-def squared_norm(operator: LinearOperator, y: Tensor, iterations: int = 20) -> Tensor:
-    """``||A||^2`` for each item of ``y``, ``(*batch,)``, by power iteration from below."""
-    batch, dims = operator.range.batch_of(y), tuple(range(-len(operator.domain.shape), 0))
-    kind = y.dtype.to_complex() if operator.domain.is_complex else y.dtype.to_real()
-    # one start for all items, so that none depends on its neighbours
-    v = operator.domain.randn(generator=torch.Generator(y.device).manual_seed(0), dtype=kind,
-                              device=y.device).expand(*batch, *operator.domain.shape)
-    norm = torch.linalg.vector_norm(v, dim=dims, keepdim=True)
-    for _ in range(iterations):
-        v = operator.normal(v / torch.where(norm > 0, norm, 1))
-        norm = torch.linalg.vector_norm(v, dim=dims, keepdim=True)
-    return norm.reshape(batch)
 
 
 def spread(value: Tensor, operator: Operator) -> Tensor:

@@ -1,5 +1,6 @@
 """Posterior samplers and classical baselines, called as ``sampler(y, operator, prior, ...)``."""
 
+from recon.samplers.ads import ads
 from recon.samplers.base import Sampler, sampler
 from recon.samplers.daps import Langevin, PerturbAndSolve, daps
 from recon.samplers.ddnm import ddnm
@@ -22,6 +23,7 @@ __all__ = [
     "Langevin",
     "PerturbAndSolve",
     "Sampler",
+    "ads",
     "daps",
     "ddnm",
     "ddrm",

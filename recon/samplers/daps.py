@@ -10,6 +10,7 @@ from torch import Tensor
 from recon.integrators import Step, schedules
 from recon.noise import Noise, Source
 from recon.operators.base import LinearOperator, Operator
+from recon.operators.norm import squared_norm
 from recon.priors import Prior
 from recon.samplers.base import sampler_with
 from recon.samplers.levels import begin, scaled
@@ -48,7 +49,9 @@ class Langevin:
 
     def draw(self, y: Tensor, operator: Operator, predicted: Tensor, r: Tensor, s: Tensor,
              progress: float, noise: Noise) -> Tensor:
-        curvature = 1 / r.square() + squared_norm(operator, predicted) / s.square()
+        gain = squared_norm(operator, predicted, _POWER_STEPS)
+        gain = gain.reshape(*gain.shape, *(1,) * len(operator.domain.shape))
+        curvature = 1 / r.square() + gain / s.square()
         size = self.step * (1 + progress * (_SLOWEST - 1)) / curvature
         x0 = predicted
         for _ in range(self.iterations):  # eq. 8
@@ -168,31 +171,6 @@ def trajectory(sigma: Tensor, last: Tensor, steps: int) -> Tensor:
     path = (high + ramp * (low - high)) ** _RHO
     path[0] = sigma  # not its rounded root
     return torch.cat([path, torch.zeros_like(path[:1])])
-
-
-def squared_norm(operator: Operator, x: Tensor) -> Tensor:
-    """``||J(x)||^2`` of every item by power iteration, shaped to multiply it; a little low."""
-    generator = torch.Generator().manual_seed(0)
-    v = operator.domain.randn(generator=generator, dtype=x.dtype).to(x.device).expand_as(x)
-    dims = tuple(range(-len(operator.domain.shape), 0))
-    norm = torch.ones((), dtype=x.dtype.to_real(), device=x.device)
-    for _ in range(_POWER_STEPS):
-        v = v / torch.where(norm > 0, norm, 1)
-        v = operator.normal(v) if isinstance(operator, LinearOperator) else operator.vjp(
-            x, _pushed(operator, x, v))
-        norm = torch.linalg.vector_norm(v, dim=dims, keepdim=True)
-    return norm
-
-
-def _pushed(operator: Operator, x: Tensor, v: Tensor) -> Tensor:
-    """``J(x) v``, as the derivative of ``w -> J(x)^H w``."""
-    with torch.inference_mode(False), torch.enable_grad():
-        x = x.clone().detach().requires_grad_()
-        out = operator(x)
-        w = torch.zeros_like(out).requires_grad_()
-        (pulled,) = torch.autograd.grad(out, x, w, create_graph=True)
-        (pushed,) = torch.autograd.grad(pulled, w, v.clone())
-    return pushed
 
 
 def _annealing(steps: int) -> Tensor:

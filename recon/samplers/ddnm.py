@@ -28,7 +28,7 @@ def check_settings(*, steps: int, eta: float, rule: Rule, cg_iterations: int,
 @sampler_with(check_settings)
 def ddnm(y: Tensor, operator: LinearOperator, prior: Prior, *, noise_std: Tensor | float = 0.0,
          samples: int = 1, steps: int = 100, eta: float = 0.85, rule: Rule = "released",
-         cg_iterations: int = 20, sigmas: Tensor | None = None,
+         cg_iterations: int = 10, sigmas: Tensor | None = None,
          integrator: Integrator | None = None, generator: Source = None,
          start: Step | None = None) -> Iterator[Step]:
     """Denoising diffusion null-space model (Wang, Yu, Zhang, ICLR 2023, arXiv 2212.00490).

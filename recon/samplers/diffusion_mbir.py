@@ -27,8 +27,8 @@ def check_diffusion_mbir(*, steps: int, weight: float, rho: float, sweeps: int, 
     check_weights(None, cg_iterations)
     check_volume(weight, rho, sweeps, directions, boundary, max_slices)
     if rho > 0 and cg_iterations > 1:
-        raise ValueError(f"diffusion_mbir wants cg_iterations=1, got {cg_iterations}: shared splits "
-                         "of noisy differences make it diverge; use samplers.mbir, or rho=0")
+        raise ValueError(f"diffusion_mbir wants cg_iterations=1, got {cg_iterations}: shared "
+                         "splits of noisy differences make it diverge; use samplers.mbir, or rho=0")
     if not 0 <= snr < float("inf"):
         raise ValueError(f"snr wants a finite number >= 0, got {snr}")
     check_sigmas(schedules.geometric(steps) if sigmas is None else sigmas)

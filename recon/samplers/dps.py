@@ -7,11 +7,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from recon.guidance import annealed_guided, misfit_descent, norm_guided, squared_norm
+from recon.guidance import annealed_guided, misfit_descent, norm_guided
 from recon.integrators import DDIM, Integrator, Step, schedules
 from recon.integrators.base import ddim_noise
 from recon.noise import Source
 from recon.operators.base import LinearOperator, Operator
+from recon.operators.norm import squared_norm
 from recon.priors import Prior
 from recon.samplers.base import sampler_with
 from recon.samplers.levels import begin, drive, scaled
@@ -106,4 +107,4 @@ def _measured(operator: Operator, y: Tensor) -> Tensor:
     if not isinstance(operator, LinearOperator):
         raise ValueError(f"{operator.label()} is not linear: pass gain=, the largest squared gain "
                          'it has, or take rule="norm"')
-    return squared_norm(operator, y)
+    return squared_norm(operator, operator.adjoint(y))

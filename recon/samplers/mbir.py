@@ -14,12 +14,12 @@ from recon.integrators import Step, schedules
 from recon.integrators.base import Rule, ddim_noise
 from recon.noise import Source
 from recon.operators.base import LinearOperator
+from recon.operators.norm import squared_norm
 from recon.priors import Prior
 from recon.samplers.base import sampler_with
 from recon.samplers.levels import begin, scaled
 from recon.samplers.problem import check_problem, check_sigmas
 from recon.samplers.slices import Device, check_slices, sliced_operator, sliced_prior
-from recon.samplers.tv import squared_norm
 
 
 class VolumeStep(NamedTuple):
@@ -126,8 +126,8 @@ def in_units(y: Tensor, operator: LinearOperator, prior: Prior, weight: float,
     scale = scale.amax(-1) if scale.ndim else scale
     if rho == 0:
         return torch.zeros_like(scale), scale
-    norm = squared_norm(operator, operator.adjoint(y)).flatten(-len(operator.domain.shape))
-    return rho * norm.amax((-2, -1)).to(scale), weight / rho * scale
+    norm = squared_norm(operator, operator.adjoint(y)).amax(-1)
+    return rho * norm.to(scale), weight / rho * scale
 
 
 def check_volume(weight: float, rho: float, sweeps: int, directions: Directions,

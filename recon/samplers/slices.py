@@ -14,7 +14,7 @@ Device = torch.device | str | None
 
 def sliced_operator(operator: LinearOperator, max_slices: int | None, device: Device,
                     like: Tensor) -> LinearOperator:
-    """``operator`` for tensors that live elsewhere, ``max_slices`` at a time; as it is without both.
+    """``operator`` for tensors that live elsewhere, ``max_slices`` at a time; itself without both.
 
     Raises ValueError where slices cannot be taken apart: it holds a mask or maps for each.
     """

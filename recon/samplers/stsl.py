@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from recon.guidance import denoise_with_pullback, squared_norm
+from recon.guidance import denoise_with_pullback
 from recon.guidance.gradient import Pullback
 from recon.integrators import Step, schedules
 from recon.noise import Source
 from recon.operators.base import LinearOperator
+from recon.operators.norm import squared_norm
 from recon.priors import Codec, Prior
 from recon.samplers.base import sampler_with
 from recon.samplers.latent import check_latent, item_norm, seen, spread, unit_of
@@ -175,7 +176,7 @@ def descent(y: Tensor, operator: LinearOperator, prior: Prior, codec: Codec, noi
     ``guidance`` 1 is a step of the probability flow; with a ``goal`` for ``||y - A D(z0)||`` the
     steps are as long as is stable and do not go below it. One length for each item.
     """
-    gain = squared_norm(operator, y)
+    gain = squared_norm(operator, operator.adjoint(y))
 
     def descended(z: Tensor, sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, Pullback]:
         now = seen(y, operator, prior, codec, z, sigma)

@@ -19,10 +19,10 @@ from recon.samplers.problem import check_problem, check_sigmas
 Covariance = Literal["row sums", "full"]
 
 
-def check_settings(*, steps: int, eta: float, covariance: Covariance, cg_iterations: int,
+def check_settings(*, steps: int, eta: float, covariance: Covariance, iterations: int,
                    sigmas: Tensor | None, **_: Any) -> None:
     """Refuse what no measurement could make work."""
-    check_weights(None, cg_iterations)
+    check_weights(None, iterations)
     ddim_noise(torch.ones(()), torch.ones(()), eta, "ddim")
     if covariance not in ("row sums", "full"):
         raise ValueError(f'covariance wants "row sums" or "full", got {covariance!r}')
@@ -32,7 +32,7 @@ def check_settings(*, steps: int, eta: float, covariance: Covariance, cg_iterati
 @sampler_with(check_settings)
 def tmpd(y: Tensor, operator: LinearOperator, prior: Prior, *, noise_std: Tensor | float = 0.0,
          samples: int = 1, steps: int = 1000, eta: float = 1.0,
-         covariance: Covariance = "row sums", cg_iterations: int = 20,
+         covariance: Covariance = "row sums", iterations: int = 20,
          sigmas: Tensor | None = None, integrator: Integrator | None = None,
          generator: Source = None, start: Step | None = None) -> Iterator[Step]:
     """Tweedie moment projected diffusion (Boys et al., TMLR 2024, arXiv 2310.06721).
@@ -50,8 +50,9 @@ def tmpd(y: Tensor, operator: LinearOperator, prior: Prior, *, noise_std: Tensor
     covariance
         ``"row sums"``, the paper's diagonal in place of ``A sigma^2 J A^H``, is for images measured
         pixel by pixel; ``"full"`` solves with the matrix, and is exact for Gaussian priors.
-    cg_iterations
-        Of ``"full"``: conjugate-gradient steps, each one run of the network backward.
+    iterations
+        Of ``"full"``: minimal-residual steps, each one run of the network backward; two tensors
+        like ``y`` are kept of each.
     sigmas
         Noise levels in the units of the image, falling to 0, ``(n,)`` or ``(n, *batch)``, in place
         of ``steps``; by default the linear VP levels times ``prior.scale``.
@@ -63,14 +64,14 @@ def tmpd(y: Tensor, operator: LinearOperator, prior: Prior, *, noise_std: Tensor
         A saved ``Step`` to go on from, with the settings and the generator's state it was saved at.
     """
     noise_std = check_problem(y, operator, prior, noise_std, samples=samples)
-    check_settings(steps=steps, eta=eta, covariance=covariance, cg_iterations=cg_iterations,
+    check_settings(steps=steps, eta=eta, covariance=covariance, iterations=iterations,
                    sigmas=sigmas)
     if sigmas is None:
         sigmas = scaled(schedules.vp(steps), prior)
     run = begin(y, operator.range.batch_of(y), operator.domain, sigmas, samples=samples,
                 generator=generator, start=start)
     if covariance == "full":
-        guided = moment_guided(prior, operator, y, noise_std, cg_iterations=cg_iterations)
+        guided = moment_guided(prior, operator, y, noise_std, iterations=iterations)
     else:
         guided = row_sum_guided(prior, operator, y, noise_std)
     yield from drive(run, guided, integrator or DDIM(eta))

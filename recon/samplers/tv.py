@@ -9,6 +9,7 @@ from torch import Tensor
 from recon.integrators import Step
 from recon.operators import conjugate_gradient
 from recon.operators.base import LinearOperator
+from recon.operators.norm import squared_norm
 from recon.priors import Prior
 from recon.samplers.base import sampler
 from recon.samplers.problem import check_problem
@@ -57,6 +58,7 @@ def tv(y: Tensor, operator: LinearOperator,
     pulled = operator.adjoint(y[None])
     item_ndim, ndim = len(operator.domain.shape), len(operator.domain.shape) - 1
     norm = squared_norm(operator, pulled)
+    norm = operator.per_item(torch.where(norm > 0, norm, 1), pulled)
     threshold = (_JUMP * peak(pulled, item_ndim) / norm).unsqueeze(-1)
     rho = weight * norm / _JUMP  # weight max|A^H y| / threshold
 
@@ -118,23 +120,6 @@ def shrink(values: Tensor, length: Tensor, threshold: Tensor) -> Tensor:
 def peak(x: Tensor, item_ndim: int) -> Tensor:
     """Largest magnitude of every item, shaped to multiply it."""
     return x.abs().amax(tuple(range(-item_ndim, 0)), keepdim=True)
-
-
-def squared_norm(operator: LinearOperator, like: Tensor, iterations: int = 15) -> Tensor:
-    """``||A||^2`` of every item by power iteration, shaped to multiply it; 1 where A is zero.
-
-    A few per cent low. Every item starts from the same vector and is normalised by itself.
-    """
-    generator = torch.Generator().manual_seed(0)
-    v = operator.domain.randn(generator=generator, dtype=like.dtype).to(like.device)
-    v = v.expand_as(like)
-    item_ndim = len(operator.domain.shape)
-    norm = torch.ones(())
-    for _ in range(iterations):
-        v = operator.normal(v)
-        norm = _spread(_energy(v, item_ndim).sqrt(), item_ndim)
-        v = v / torch.where(norm > 0, norm, 1)
-    return torch.where(norm > 0, norm, 1)
 
 
 def check_settings(weight: float, iterations: int, start: Step | None) -> None:

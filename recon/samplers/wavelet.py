@@ -10,10 +10,11 @@ from torch import Tensor
 
 from recon.integrators import Step
 from recon.operators.base import LinearOperator
+from recon.operators.norm import squared_norm
 from recon.priors import Prior
 from recon.samplers.base import sampler
 from recon.samplers.problem import check_problem
-from recon.samplers.tv import check_settings, peak, shrink, squared_norm
+from recon.samplers.tv import check_settings, peak, shrink
 
 
 @sampler
@@ -61,6 +62,7 @@ def wavelet(y: Tensor, operator: LinearOperator,
         raise ValueError(f"levels wants 1 to {most} for images {spatial}, got {levels}")
     pulled = operator.adjoint(y[None])
     norm = squared_norm(operator, pulled)
+    norm = operator.per_item(torch.where(norm > 0, norm, 1), pulled)
     threshold = weight * peak(pulled, len(operator.domain.shape)) / norm
 
     if start is None:

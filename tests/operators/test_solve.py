@@ -17,6 +17,7 @@ from recon.operators import (
     Space,
     conjugate_gradient,
 )
+from recon.operators.solve import minimal_residual
 
 Solver = Callable[..., ConjugateGradient]
 N = 12
@@ -278,3 +279,37 @@ def test_masking_without_shift_is_the_solution_of_least_norm() -> None:
     A, x = OPERATORS["masking"](), noise(1, 6, 7, dtype=torch.float64)
     assert torch.equal(A.solve(A.normal(x), 0.0), A.normal(x))
     assert torch.allclose(A.solve_cg(A.normal(x), 0.0).x, A.normal(x))
+
+
+def skewed(batch: int = 4) -> Tensor:
+    """Far from Hermitian, some directions negative: conjugate gradients have no business here."""
+    return hermitian(batch) + 3 * noise(batch, N, N, seed=3) - 2 * torch.eye(N)
+
+
+def test_minimal_residuals_need_no_symmetry() -> None:
+    M, b = skewed(), noise(4, N, seed=1)
+    want = torch.linalg.solve(M, b)
+
+    def check(solver: Callable[..., Tensor]) -> None:
+        assert float((solver(times(M), b, item_ndim=1, max_iter=4 * N) - want).norm()
+                     / want.norm()) < 1e-5
+
+    check(minimal_residual)
+    with pytest.raises(AssertionError):
+        check(lambda *args, **settings: conjugate_gradient(*args, **settings).x)
+    with pytest.raises(AssertionError):
+        check(lambda *args, **settings: minimal_residual(*args, **settings | {"max_iter": N // 2}))
+
+
+def test_minimal_residuals_never_grow_and_items_stand_alone() -> None:
+    M, b = skewed(), noise(4, N, seed=1)
+    M[1], b[2] = 0, 0  # nothing to be done, and nothing to do
+    b[3] *= 1e-9
+    left = torch.stack([(b - times(M)(minimal_residual(times(M), b, item_ndim=1, max_iter=k)))
+                        .norm(dim=1) for k in range(N)])
+    assert bool((left.diff(dim=0) <= 1e-12 * b.norm(dim=1)).all())
+    got = minimal_residual(times(M), b, item_ndim=1, max_iter=3)
+    assert bool(got.isfinite().all())
+    for i in range(4):
+        one = minimal_residual(times(M[i]), b[i], item_ndim=1, max_iter=3)
+        assert torch.allclose(got[i], one, rtol=1e-10, atol=1e-24)

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from recon.operators import Identity, Masking, Space
 from recon.operators.mri import CartesianMRI, masks
+from recon.operators.norm import squared_norm
 from recon.samplers.base import Sampler
-from recon.samplers.tv import differences_adjoint, squared_norm, tv
+from recon.samplers.tv import differences_adjoint, tv
 from recon.samplers.wavelet import wavelet
 
 # by name: the package may hold the functions under the names of these modules

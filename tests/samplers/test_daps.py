@@ -13,7 +13,7 @@ from recon.noise import Noise
 from recon.operators import LinearOperator, Masking, Operator, Space
 from recon.priors import Gaussian, GaussianMixture
 from recon.samplers import Langevin, PerturbAndSolve, daps
-from recon.samplers.daps import Conditional, squared_norm, trajectory
+from recon.samplers.daps import Conditional, trajectory
 
 Cases = dict[str, tuple[LinearOperator, Gaussian]]
 CASES = ("coils", "real to complex", "real")
@@ -237,16 +237,6 @@ def test_nonlinear() -> None:
     for fault in ((5, 0.2), (200, 0.3)):
         with pytest.raises(AssertionError):
             check(*fault)
-
-
-def test_norm_of_the_jacobian() -> None:
-    space = Space((1, 4, 4))
-    x = torch.stack([torch.zeros(1, 4, 4, dtype=F64), torch.ones(1, 4, 4, dtype=F64)])
-    got = squared_norm(Saturating(space, space), x).flatten()
-    want = torch.tensor([4.0, (2 / math.cosh(2) ** 2) ** 2], dtype=F64)
-    assert torch.allclose(got, want)
-    A = Masking(torch.ones(4, 4), space)
-    assert torch.allclose(squared_norm(3 * A, x).flatten(), torch.full((2,), 9.0, dtype=F64))
 
 
 def test_trajectory() -> None:

@@ -22,7 +22,7 @@ Cases = dict[str, tuple[LinearOperator, Gaussian]]
 F64 = torch.float64
 METHODS: dict[str, Callable[..., Tensor]] = {
     "dps": dps, "annealed": functools.partial(dps, rule="annealed"), "pigdm": pigdm, "tmpd": tmpd,
-    "full": functools.partial(tmpd, covariance="full", cg_iterations=40), "ddnm": ddnm,
+    "full": functools.partial(tmpd, covariance="full", iterations=40), "ddnm": ddnm,
     "ancestral": functools.partial(ddnm, integrator=DDIM(1.0)), "diffpir": diffpir}
 
 

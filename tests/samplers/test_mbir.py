@@ -17,10 +17,10 @@ from recon.integrators import schedules
 from recon.integrators.base import ddim_noise
 from recon.noise import Noise
 from recon.operators import Identity, LinearOperator, Space
+from recon.operators.norm import squared_norm
 from recon.priors import Gaussian, Prior
 from recon.samplers import diffusion_mbir, mbir
 from recon.samplers.mbir import VolumeStep
-from recon.samplers.tv import squared_norm
 
 Method = Callable[..., Tensor]
 Cases = dict[str, tuple[LinearOperator, Gaussian]]
@@ -336,7 +336,7 @@ def test_one_level_in_closed_form(cases: Cases, std: float) -> None:
     start = VolumeStep(0, sigma[0], x, x, *Differences(3).split(x))
     D = torch.diff(torch.eye(n_z, dtype=F64), dim=0).to(C128)
     eye = torch.eye(64, dtype=C128)
-    within = A.normal(eye.view(64, 1, 8, 8)).reshape(64, 64).mT
+    within = A.normal(eye.view(64, 1, 8, 8)).reshape(64, 64).mT.contiguous()
     shift = (std / 2) ** 2
     x0 = prior(x, sigma[0])
 

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from recon import problems
-from recon.guidance import denoise_with_pullback, squared_norm
+from recon.guidance import denoise_with_pullback
 from recon.integrators import DDIM, integrate, schedules
 from recon.noise import Noise
 from recon.operators import LinearOperator, Masking, Space, from_functions
+from recon.operators.norm import squared_norm
 from recon.priors import Codec, Gaussian, GaussianMixture, Prior
 from recon.problems import Matrix
 from recon.samplers import stsl
@@ -89,7 +90,7 @@ def written_out(fault: str = "") -> Method:
         abar = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=F64)).cumprod(0)
         visited = [*abar[:: 1000 // steps].flip(0), torch.ones((), dtype=F64)]
         draw = Noise(generator, 1)
-        gain = squared_norm(A, y)
+        gain = squared_norm(A, A.adjoint(y))
         Z = start * visited[0].sqrt()
 
         def tweedie(Z: Tensor, a: Tensor) -> Tensor:
