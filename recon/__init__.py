@@ -2,7 +2,8 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from recon import datasets, integrators, operators, priors, samplers
+from recon import datasets, integrators, operators, priors, problems, samplers
+from recon.evaluate import PosteriorReport, evaluate_posterior
 from recon.reconstruct import Reconstruction, reconstruct
 
 try:
@@ -10,5 +11,5 @@ try:
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
 
-__all__ = ["Reconstruction", "datasets", "integrators", "operators", "priors", "reconstruct",
-           "samplers"]
+__all__ = ["PosteriorReport", "Reconstruction", "datasets", "evaluate_posterior", "integrators",
+           "operators", "priors", "problems", "reconstruct", "samplers"]

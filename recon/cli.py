@@ -1,4 +1,4 @@
-"""The command line: ``recon demo``, ``recon reconstruct``, ``recon info``."""
+"""The command line: ``recon demo``, ``reconstruct``, ``info`` and ``yardstick``."""
 
 import enum
 import sys
@@ -93,7 +93,8 @@ def info(
 def reconstruct(
     files: Annotated[list[Path], typer.Argument(help="fastMRI HDF5, BART cfl, npz or npy files")],
     out: Annotated[Path, typer.Option(help="folder for the results")] = Path(),
-    sampler: Annotated[str, typer.Option(help="dds, tv or wavelet")] = "dds",
+    sampler: Annotated[str, typer.Option(
+        help="dds, tv, wavelet or another of recon.samplers for (y, operator, prior)")] = "dds",
     prior: Annotated[str, typer.Option(help="a prior's name or .safetensors file")] = "brain-mri",
     samples: Samples = 4,
     steps: Steps = None,
@@ -134,6 +135,35 @@ def reconstruct(
         baseline_weight=baseline_weight, suffix=format.value, overwrite=overwrite,
     )
     reconstruct_file(files, out, wanted, say=typer.echo)
+
+
+@app.command()
+def yardstick(
+    samplers: Annotated[str | None, typer.Option(
+        help="names with commas between them; all that draw images without it")] = None,
+    problems: Annotated[str | None, typer.Option(
+        help="names with commas between them; all without it")] = None,
+    sampler_from: Annotated[str | None, typer.Option(
+        help="a function of your own, module:function, called as sampler(y, operator, prior, "
+             "noise_std=, samples=, generator=)")] = None,
+    samples: Annotated[int, typer.Option(
+        min=8, help="draws a run; a quarter or less on images")] = 512,
+    seeds: Annotated[int, typer.Option(min=1, help="runs on the same measurements")] = 8,
+    calibration: Annotated[int, typer.Option(
+        min=0, help="fresh pairs of image and measurements; 0 leaves the ranks out")] = 200,
+    out: Annotated[list[Path] | None, typer.Option(
+        help="a .md, .json or .csv file to write; may be given again")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure samplers against posteriors known in closed form, and print the table."""
+    from recon.yardstick import run
+
+    run(_names(samplers), _names(problems), own=sampler_from, samples=samples, seeds=seeds,
+        calibration=calibration, out=out or (), overwrite=overwrite, say=typer.echo)
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",")]
 
 
 def _tell(about: Mapping[str, Any], indent: int) -> None:

@@ -1,5 +1,7 @@
 """The command line as its users meet it: what it writes, says, refuses and leaves alone."""
 
+import csv
+import json
 import os
 import shutil
 import signal
@@ -401,3 +403,105 @@ def test_info_on_raw_data_of_scanners(recon: Run) -> None:
     ran = recon("info", RAW / "gre.dat")
     assert (ran.code, ran.out) == (2, "")
     assert ran.err == "recon: gre.dat: a Siemens raw file, which is not read as k-space\n"
+
+
+OWN = """
+import torch
+
+def drawing(y, operator, prior, *, noise_std, samples, generator):
+    return prior.posterior(operator, y, noise_std).sample(samples, generator)
+
+def prior_draws(y, operator, prior, *, noise_std, samples, generator):
+    return torch.randn(samples, *operator.domain.shape, generator=generator)
+
+def failing(y, operator, prior, *, noise_std, samples, generator):
+    if operator.domain.shape[-1] == 2:
+        raise RuntimeError("no\\nplanes")
+    return prior_draws(y, operator, prior, noise_std=noise_std, samples=samples,
+                       generator=generator)
+
+constant = 3
+"""
+QUICK = ("--samples", 16, "--seeds", 2, "--calibration", 20)
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module of the user's in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "my_samplers.py").write_text(OWN)
+    monkeypatch.delitem(sys.modules, "my_samplers", raising=False)
+    return "my_samplers"
+
+
+def test_yardstick_writes_the_table_it_prints(recon: Run, tmp_path: Path) -> None:
+    paths = [tmp_path / "new" / f"y.{suffix}" for suffix in ("md", "json", "csv")]
+    ran = recon("yardstick", "--samplers", "dds, ddnm", "--problems", "four_modes,multicoil",
+                *QUICK, *(argument for path in paths for argument in ("--out", path)))
+    assert ran.code == 0, ran.err
+    assert "6/6" in ran.err  # dds twice
+    text = paths[0].read_text()
+    assert all(line in text for line in ran.out.splitlines())
+    assert "`dds, released`: `steps=100`, `rule='released'`, `gamma=1.0`" in text
+    assert "--samples 16 --seeds 2 --calibration 20" in text
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({len(line) for line in table[:6]}) == 1
+    assert [line.split("|")[1].strip() for line in table] == 2 * [
+        "sampler", "-" * len("dds, released"), "exact draws", "dds", "dds, released", "ddnm"]
+    rows = json.loads(paths[1].read_text())
+    assert [(row["problem"], row["sampler"]) for row in rows[2:4]] == [("four_modes", "ddnm"),
+                                                                      ("multicoil", "dds")]
+    assert rows[0]["network_calls"] == 100
+    assert rows[0]["sliced_w2_ratio"] == rows[0]["sliced_w2"] / rows[0]["floor_sliced_w2"]
+    assert rows[3]["mode_tv"] is None
+    read = list(csv.DictReader(paths[2].read_text().splitlines()))
+    assert float(read[5]["mean_error"]) == rows[5]["mean_error"]
+    before = [path.read_bytes() for path in paths]
+    ran = recon("yardstick", "--samplers", "dds", *QUICK, "--out", paths[1])
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err == "recon: y.json: exists: pass --overwrite to replace it\n"
+    assert [path.read_bytes() for path in paths] == before
+
+
+def test_yardstick_measures_a_function_of_the_users(recon: Run, own: str) -> None:
+    found = {}
+    for name in ("prior_draws", "failing"):
+        ran = recon("yardstick", "--sampler-from", f"{own}:{name}", "--problems",
+                    "gaussian,four_modes", *QUICK, "--out", f"{name}.json")
+        assert ran.code == 0, ran.err
+        found[name] = ran.out, json.loads(Path(f"{name}.json").read_text())
+    rows = found["prior_draws"][1]
+    assert [row["sampler"] for row in rows] == ["prior_draws"] * 2
+    assert all(row["sliced_w2_ratio"] > 1.5 for row in rows)
+    out, rows = found["failing"]
+    assert [row["failure"] for row in rows] == ["", "RuntimeError: no planes"]
+    assert "- failing failed: RuntimeError: no planes\n" in out
+    assert out.count("| failed |") == 1
+
+
+def test_yardstick_says_where_a_function_takes_the_prior_for_more(recon: Run, own: str) -> None:
+    """The prior a sampler gets is a denoiser: it has no posterior to look up."""
+    ran = recon("yardstick", "--sampler-from", f"{own}:drawing", "--problems", "gaussian", *QUICK)
+    assert ran.code == 0
+    assert "drawing failed: AttributeError" in ran.out
+
+
+@pytest.mark.parametrize(("arguments", "told"), [
+    (["--samplers", "nonsense"], "no sampler 'nonsense'"),
+    (["--samplers", "tv"], "tv cannot be measured against these posteriors: it has one answer"),
+    (["--samplers", "mbir"], "mbir cannot be measured against these posteriors: it wants volumes"),
+    (["--problems", "nonsense"], "no problem 'nonsense': want one of gaussian, four_modes"),
+    (["--calibration", "5"], "want at least 8 samples, 1 seed and calibration 0 or at least 10"),
+    (["--out", "y.txt"], "cannot write y.txt: want a name ending in .md, .json or .csv"),
+    (["--sampler-from", "nonsense"], "wants module:function, got 'nonsense'"),
+    (["--sampler-from", "my_samplers:nothing"], "my_samplers has no function nothing"),
+    (["--sampler-from", "my_samplers:constant"], "my_samplers has no function constant"),
+    (["--sampler-from", "no_such_module:f"], "No module named 'no_such_module'"),
+])
+@pytest.mark.usefixtures("own")
+def test_yardstick_refuses_before_any_work(recon: Run, arguments: list[str], told: str) -> None:
+    ran = recon("yardstick", *arguments)
+    assert (ran.code, ran.out) == (2, "")
+    assert told in ran.err
+    assert ran.err.count("\n") == 1

@@ -46,6 +46,21 @@ def test_adaptive_mri(tmp_path: Path, file: Path | None) -> None:
     assert (tmp_path / "adaptive_mri.png").stat().st_size > 10_000
 
 
+def test_volume(tmp_path: Path) -> None:
+    """Made up and small, with noise that neighbouring slices help against."""
+    command = [sys.executable, str(ROOT / "examples" / "volume.py"), "--out", str(tmp_path),
+               "--slices", "8", "--steps", "8"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "volume.txt").read_text()
+    assert table == done.stdout
+    apart, coupled = ([float(f) for f in line.split()[-3:]] for line in table.splitlines()[2:])
+    assert all(b > a for a, b in zip(apart, coupled, strict=True))
+    for name in ("axial", "coronal", "sagittal"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 5_000
+
+
 def test_the_demonstration_beats_the_classical_methods(tmp_path: Path) -> None:
     found = demo.run(tmp_path / "demo", samples=2, steps=30, progress=False, say=lambda _: None)
     reached = {name: row["PSNR dB"] for name, row in found.rows.items()}

@@ -1,6 +1,6 @@
 """Figures and tables a person reads."""
 
 from recon.report.figure import panels
-from recon.report.table import comparison
+from recon.report.table import comparison, markdown
 
-__all__ = ["comparison", "panels"]
+__all__ = ["comparison", "markdown", "panels"]

@@ -9,18 +9,27 @@ from recon.samplers.dds import dds
 from recon.samplers.diffpir import diffpir
 from recon.samplers.diffusion_mbir import diffusion_mbir
 from recon.samplers.dps import dps
+from recon.samplers.kernels import AnnealedSde, FullyAdapted, OdeCorrector
 from recon.samplers.latent_dps import latent_dps
 from recon.samplers.mbir import mbir
+from recon.samplers.mcgdiff import mcgdiff
+from recon.samplers.particles import Particles
 from recon.samplers.pigdm import pigdm
 from recon.samplers.psld import psld
 from recon.samplers.red_diff import red_diff
+from recon.samplers.smc import smc
 from recon.samplers.stsl import stsl
 from recon.samplers.tmpd import tmpd
 from recon.samplers.tv import tv
+from recon.samplers.twisted import twisted
 from recon.samplers.wavelet import wavelet
 
 __all__ = [
+    "AnnealedSde",
+    "FullyAdapted",
     "Langevin",
+    "OdeCorrector",
+    "Particles",
     "PerturbAndSolve",
     "Sampler",
     "ads",
@@ -33,12 +42,15 @@ __all__ = [
     "dps",
     "latent_dps",
     "mbir",
+    "mcgdiff",
     "pigdm",
     "psld",
     "red_diff",
     "sampler",
+    "smc",
     "stsl",
     "tmpd",
     "tv",
+    "twisted",
     "wavelet",
 ]

@@ -91,7 +91,7 @@ class Scanned:
 # of stsl, where data without noise, or a single level, are fitted more closely than noise allows
 # of smc and its kin, where a few particles of many measurements hang on one
 pytestmark = [pytest.mark.filterwarnings("ignore:the residual y - A x"),
-              pytest.mark.filterwarnings("ignore:at some level fewer than two")]
+              pytest.mark.filterwarnings("ignore:the . draws")]
 ROWS = [
     Row("ads", {"steps": 8, "cg_iterations": 4, "budget": 4}, adapt=Scanned),
     Row("dds", {"steps": 8, "cg_iterations": 4}),
@@ -110,6 +110,10 @@ ROWS = [
     Row("diffusion_mbir", {"steps": 8}, adapt=Slices),
     Row("latent_dps", {"steps": 8, "eta": 1.0}, linear=False),
     Row("psld", {"steps": 8, "eta": 1.0}),
+    Row("smc", {"steps": 8}, linear=False, noisy=True, single=0),
+    Row("smc", {"steps": 8, "kernel": AnnealedSde()}, linear=False, noisy=True, single=0),
+    Row("twisted", {"steps": 8, "cg_iterations": 4}, noisy=True, single=0),
+    Row("mcgdiff", {"steps": 8}, noisy=True, single=0),
     Row("stsl", {"steps": 8, "inner_steps": 2, "start_noise": 1.0}),
 ]
 TABLE = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
