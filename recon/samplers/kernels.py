@@ -52,7 +52,13 @@ class Path(NamedTuple):
         return products.double().sum(self._dims)
 
     def shortened(self, move: Tensor, longest: Tensor) -> Tensor:
-        """``move``, where its root mean square passes ``longest`` scaled down to that."""
+        """``move``, where its root mean square passes ``longest`` scaled down to that.
+
+        For nonlinear operators, whose gain is known at a few images alone; ``alpha`` bounds the
+        moves of linear ones, and moves cut short would leave the law that the weights are for.
+        """
+        if isinstance(self.operator, LinearOperator):
+            return move
         square = self.mean_square(move)
         return move * torch.where(square > longest.square(), longest * square.rsqrt(), 1)
 
@@ -136,8 +142,8 @@ class OdeCorrector:
     ``x + h sigma^2 grad log q + sigma sqrt(h (2 - h k)) n`` with ``h = ula_size``; none after the
     last level. Departure: the paper's noise has ``k = 0``, which inflates a Gaussian of curvature
     ``k / sigma^2`` by ``1 / (1 - h k / 2)``; here k is the mean curvature, ``E |sigma grad log
-    q|^2`` for each number, over the particles. Any operator; no step of the likelihood is longer
-    than ``sigma`` in the root mean square.
+    q|^2`` for each number, over the particles. Any operator; of nonlinear ones no step of the
+    likelihood is longer than ``sigma`` in the root mean square.
     """
 
     ula_steps: int = 5
