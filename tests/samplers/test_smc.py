@@ -1,5 +1,6 @@
 """Ensembles against exact posteriors: rates, floors, evidence, calibration, limits."""
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -312,7 +313,7 @@ def test_an_exact_twist_leaves_equal_weights() -> None:
         return 1 - float(last.ess.mean())
 
     exact = [lost(steps, 0.5**0.5) for steps in (50, 100, 200)]
-    for coarse, fine in zip(exact, exact[1:], strict=False):
+    for coarse, fine in itertools.pairwise(exact):
         assert 1.5 < coarse / fine < 2.7
     assert lost(200, 1.5) > 5 * exact[-1]
 
