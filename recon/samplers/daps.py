@@ -1,6 +1,6 @@
 """DAPS: at every level a whole trajectory to a clean image, a draw around it, and noise again."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -54,8 +54,9 @@ class Langevin:
         curvature = 1 / r.square() + gain / s.square()
         size = self.step * (1 + progress * (_SLOWEST - 1)) / curvature
         x0 = predicted
+        misfit = _misfit_gradient(y, operator)
         for _ in range(self.iterations):  # eq. 8
-            pull = (predicted - x0) / r.square() - operator.vjp(x0, operator(x0) - y) / s.square()
+            pull = (predicted - x0) / r.square() - misfit(x0) / s.square()
             x0 = x0 + size * pull + (2 * size).sqrt() * noise.like(x0)
         return x0
 
@@ -161,6 +162,14 @@ def daps(y: Tensor, operator: Operator, prior: Prior, *, noise_std: Tensor | flo
                               run.noise)  # lines 4-7
         x = x0 + run.shaped[i + 1] * run.noise.like(x0) if i + 1 < levels else x0  # line 8
         yield Step(i + 1, run.sigmas[i + 1], x, x0)
+
+
+def _misfit_gradient(y: Tensor, operator: Operator) -> Callable[[Tensor], Tensor]:
+    """``x -> J(x)^H (A(x) - y)``; of a linear operator by its ``normal``, often much cheaper."""
+    if isinstance(operator, LinearOperator):
+        pulled = operator.adjoint(y)
+        return lambda x: operator.normal(x) - pulled
+    return lambda x: operator.vjp(x, operator(x) - y)
 
 
 def trajectory(sigma: Tensor, last: Tensor, steps: int) -> Tensor:
