@@ -144,7 +144,7 @@ class Idle(Masking):
 
 
 FOR_RECONSTRUCT: list[Case] = [
-    (ValueError, "no sampler 'ddim': want one of dds, .*tv, wavelet", {"sampler": "ddim"}),
+    (ValueError, "no sampler 'ddim': want one of .*dds, .*tv, .*wavelet", {"sampler": "ddim"}),
     (ValueError, "no sampler 'sampler'", {"sampler": "sampler"}),
     (TypeError, "dds takes no setting 'nfe' here: it has steps, cg_iterations, gamma", {"nfe": 3}),
     (TypeError, "takes no setting 'generator' here: reconstruct draws by seed=.* samplers.dds",
