@@ -302,7 +302,7 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     "one name": (["test.h5", "test.npy"], "two files have one name"),
     "prior": (["test.h5", "--prior", "nonsense"], "no prior 'nonsense': want one of brain-mri"),
     "pickle": (["test.h5", "--prior", "pickle.safetensors"], "is a pickled checkpoint"),
-    "sampler": (["test.h5", "--sampler", "nonsense"], "no sampler 'nonsense': want one of ads, daps"),
+    "sampler": (["test.h5", "--sampler", "nonsense"], "no sampler 'nonsense': want one of ads"),
     "mask kind": (["full.h5", "--mask", "nonsense"], "mask wants one of random, equispaced"),
     "no centre": (["full.h5", "--mask", "random", "--center-fraction", "0.05"],
                   "coil maps need at least 6 fully sampled centre columns, the mask has"),
