@@ -39,7 +39,11 @@ class Scan(NamedTuple):
     name: str
     """Base name of the file with its suffix; fastMRI seeds its random masks with it."""
     kind: str
-    """``fastmri_multicoil``, ``fastmri_singlecoil``, ``bart``, ``npz`` or ``npy``."""
+    """``fastmri_multicoil``, ``fastmri_singlecoil``, ``ismrmrd``, ``twix``, ``bart``, ``ra``,
+    ``npz`` or ``npy``."""
+    noise_covariance: Tensor | None = None
+    """complex64 ``(coils, coils)``: ``E[n n^H]`` of the noise of the coils, in the units of
+    ``kspace``, from a measurement without signal."""
 
 
 class Layout(NamedTuple):

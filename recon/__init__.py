@@ -2,9 +2,9 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from recon import datasets, integrators, operators, priors, problems, samplers
-from recon.evaluate import PosteriorReport, evaluate_posterior
+from recon import datasets, integrators, operators, priors, samplers
 from recon.reconstruct import Reconstruction, reconstruct
+from recon.yardstick import PosteriorReport, evaluate_posterior
 
 try:
     __version__ = version("recon")
@@ -12,4 +12,4 @@ except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
 
 __all__ = ["PosteriorReport", "Reconstruction", "datasets", "evaluate_posterior", "integrators",
-           "operators", "priors", "problems", "reconstruct", "samplers"]
+           "operators", "priors", "reconstruct", "samplers"]

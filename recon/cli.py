@@ -156,7 +156,7 @@ def yardstick(
     overwrite: Overwrite = False,
 ) -> None:
     """Measure samplers against posteriors known in closed form, and print the table."""
-    from recon.yardstick import run
+    from recon.yardstick.table import run
 
     run(_names(samplers), _names(problems), own=sampler_from, samples=samples, seeds=seeds,
         calibration=calibration, out=out or (), overwrite=overwrite, say=typer.echo)

@@ -16,6 +16,7 @@ from recon.integrators import Step, schedules
 from recon.noise import per_draw
 from recon.operators.base import LinearOperator, Operator
 from recon.priors import Prior
+from recon.progress import Bar
 from recon.samplers.latent import check_latent
 from recon.samplers.problem import check_problem
 
@@ -168,7 +169,7 @@ def reconstruct(y: Tensor, operator: Operator, prior: Prior | None = None, sampl
     size = samples if method.joint else chunk or _chunk(y, operator, samples)
     items = range(torch.Size(batch).numel())
     parts = []
-    with _Bar(progress, total and total * -(-samples // size), sampler) as advance:
+    with Bar(progress, total and total * -(-samples // size), sampler) as advance:
         for first in range(0, samples, size):
             wanted = range(first, min(first + size, samples))
             if not classical:
@@ -278,28 +279,3 @@ def _chunk(y: Tensor, operator: Operator, samples: int) -> int:
     items = torch.Size(operator.range.batch_of(y)).numel()
     each = COPIES * items * pixels * y.element_size()
     return max(1, min(samples, CHUNK_BYTES // max(each, 1)))
-
-
-class _Bar:
-    """A progress bar on the terminal, or nothing; yields the function that advances it."""
-
-    def __init__(self, shown: bool, total: int | None, name: str) -> None:
-        self.progress = None
-        if shown:
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-            self.progress = Progress(TextColumn("{task.description}"), BarColumn(),
-                                     TextColumn("{task.completed}/{task.total}"),
-                                     TimeRemainingColumn(), console=Console(stderr=True))
-            self.task = self.progress.add_task(name, total=total)
-
-    def __enter__(self) -> Callable[[], None]:
-        if self.progress is None:
-            return lambda: None
-        self.progress.start()
-        return lambda: self.progress.advance(self.task) if self.progress else None
-
-    def __exit__(self, *_: object) -> None:
-        if self.progress is not None:
-            self.progress.stop()

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from recon import problems
-from recon.evaluate import PosteriorReport, evaluate_posterior
 from recon.integrators import schedules
 from recon.noise import Noise, per_draw
 from recon.operators import Identity, Masking, Space
@@ -29,6 +28,7 @@ from recon.samplers import (
     twisted,
 )
 from recon.samplers.kernels import Kernel, Moved, Path, Step
+from recon.yardstick.posterior import PosteriorReport, evaluate_posterior
 
 F64 = torch.float64
 PROBLEMS = {"G": problems.gaussian(), "M2": problems.four_modes(), "M8": problems.five_modes()}

@@ -23,9 +23,9 @@ from recon.noise import Noise
 from recon.operators import LinearOperator, Masking, Space, from_functions
 from recon.operators.norm import squared_norm
 from recon.priors import Codec, Gaussian, GaussianMixture, Prior
-from recon.problems import Matrix
 from recon.samplers import stsl
 from recon.samplers.stsl import LatentStep, measured_numbers, trace_gradient
+from recon.yardstick.problems import Matrix
 
 Method = Callable[..., Tensor]
 F64 = torch.float64

@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 import torch
 
 import recon
-from recon import datasets, problems, samplers
-from recon.evaluate import Measures, PosteriorReport, evaluate_posterior, floor
+from recon import datasets, samplers
 from recon.files import refuse_results
-from recon.problems import Problem
-from recon.reconstruct import _Bar, is_classical, sampler_named
+from recon.progress import Bar
+from recon.reconstruct import is_classical, sampler_named
 from recon.report import markdown
+from recon.yardstick import problems
+from recon.yardstick.posterior import Measures, PosteriorReport, evaluate_posterior, floor
+from recon.yardstick.problems import Problem
 
 STEPS = 100
 
@@ -94,7 +96,7 @@ def run(wanted: Sequence[str] | None = None, on: Sequence[str] | None = None, *,
         raise ValueError("want at least 8 samples, 1 seed and calibration 0 or at least 10, got "
                          f"{samples}, {seeds} and {calibration}")
     rows, tables = [], []
-    with _Bar(progress, len(methods) * len(names), "yardstick") as advance:
+    with Bar(progress, len(methods) * len(names), "yardstick") as advance:
         for name in names:
             make, divisor = PROBLEMS[name]
             problem, draws = make(), max(8, samples // divisor)

@@ -9,10 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recon import operators, problems
+from recon import operators
 from recon.operators.mri.fourier import fft2c
 from recon.priors import GaussianMixture
-from recon.problems import Problem
+from recon.yardstick import problems
+from recon.yardstick.problems import Problem
 
 F64 = torch.float64
 EVERY: dict[str, Callable[..., Problem]] = {

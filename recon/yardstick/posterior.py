@@ -11,7 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from recon.distances import (
+from recon.noise import per_draw
+from recon.operators import LinearOperator
+from recon.priors import Gaussian, GaussianMixture, Prior
+from recon.progress import Bar
+from recon.reconstruct import is_classical
+from recon.samplers import Sampler
+from recon.yardstick.distances import (
     Law,
     Line,
     directions,
@@ -23,12 +29,7 @@ from recon.distances import (
     uniformity,
     wasserstein2,
 )
-from recon.noise import per_draw
-from recon.operators import LinearOperator
-from recon.priors import Gaussian, GaussianMixture, Prior
-from recon.problems import Problem
-from recon.reconstruct import _Bar, is_classical
-from recon.samplers import Sampler
+from recon.yardstick.problems import Problem
 
 LINES = 32  # directions of the sliced distance
 FUNCTIONALS = 4  # of these, the ones whose ranks are tested
@@ -131,7 +132,7 @@ def evaluate_posterior(sampler: Callable[..., Any], problem: Problem, *, samples
     independent = isinstance(sampler, Sampler) and not sampler.joint
     asked = RANKED if independent else max(RANKED, min(samples, PARTICLES))
     total = run.pieces(seeds, samples) + run.pieces(calibration, asked)
-    with _Bar(progress, total, name) as advance:
+    with Bar(progress, total, name) as advance:
         began = time.process_time()
         y = problem.y.expand(seeds, *problem.y.shape).clone()
         drawn = _joined(list(run(y, samples, 0, advance)))

@@ -11,8 +11,13 @@ from scipy import stats
 from torch import Tensor
 
 import recon
-from recon import evaluate, problems, samplers
-from recon.distances import (
+from recon import samplers
+from recon.guidance import denoise_with_pullback
+from recon.noise import Noise
+from recon.operators import LinearOperator
+from recon.priors import Gaussian, GaussianMixture, Prior
+from recon.yardstick import posterior, problems
+from recon.yardstick.distances import (
     Law,
     Line,
     directions,
@@ -24,12 +29,8 @@ from recon.distances import (
     uniformity,
     wasserstein2,
 )
-from recon.evaluate import PosteriorReport, evaluate_posterior
-from recon.guidance import denoise_with_pullback
-from recon.noise import Noise
-from recon.operators import LinearOperator
-from recon.priors import Gaussian, GaussianMixture, Prior
-from recon.problems import Problem
+from recon.yardstick.posterior import PosteriorReport, evaluate_posterior
+from recon.yardstick.problems import Problem
 
 F64 = torch.float64
 Draw = Callable[..., Tensor]
@@ -234,9 +235,9 @@ def test_the_floor_of_the_mean_is_one_over_root_n(name: str) -> None:
     # |error|^2 / tr C is a mean of chi-squares: its spread from the eigenvalues of C
     C = law_of(problem.posterior()).covariance
     spread = math.sqrt(2 * float(C.square().sum())) / float(C.trace())
-    found = evaluate.floor(problem, 128)
+    found = posterior.floor(problem, 128)
     assert found.mean_error**2 * 128 == pytest.approx(
-        1, abs=4 * spread / math.sqrt(evaluate.FLOOR_RUNS))
+        1, abs=4 * spread / math.sqrt(posterior.FLOOR_RUNS))
     assert found.variance_ratio == pytest.approx(1, abs=0.05)
 
 
@@ -244,7 +245,7 @@ def test_the_floor_of_the_mean_is_one_over_root_n(name: str) -> None:
 def test_the_floor_is_the_published_one(name: str) -> None:
     modes, distances = PUBLISHED[name]
     for i, n in enumerate((64, 256, 1024)):
-        found = evaluate.floor(SMALL[name](), n)
+        found = posterior.floor(SMALL[name](), n)
         if modes is not None:  # a mean of 12 of these scatters by about 15 %
             assert found.mode_tv == pytest.approx(modes[i], rel=0.45)
         if distances is not None:
@@ -349,7 +350,7 @@ def test_overconfidence_shows_in_the_ranks() -> None:
     r = evaluate_posterior(narrow, problem, samples=64, calibration=400)
     assert r.calibration_p < 1e-3
     assert r.ranks is not None
-    assert r.ranks.shape == (400, evaluate.FUNCTIONALS)
+    assert r.ranks.shape == (400, posterior.FUNCTIONALS)
     ends = ((r.ranks == 0) | (r.ranks == 19)).double().mean()
     assert float(ends) > 0.15  # 0.1 where they are uniform
 
