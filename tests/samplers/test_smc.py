@@ -28,6 +28,7 @@ from recon.samplers import (
     twisted,
 )
 from recon.samplers.kernels import Kernel, Moved, Path, Step
+from recon.yardstick import problems
 from recon.yardstick.posterior import PosteriorReport, evaluate_posterior
 
 F64 = torch.float64

@@ -25,6 +25,7 @@ from recon.operators.norm import squared_norm
 from recon.priors import Codec, Gaussian, GaussianMixture, Prior
 from recon.samplers import stsl
 from recon.samplers.stsl import LatentStep, measured_numbers, trace_gradient
+from recon.yardstick import problems
 from recon.yardstick.problems import Matrix
 
 Method = Callable[..., Tensor]
