@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from recon import problems
 from recon.integrators import schedules
 from recon.noise import Noise, per_draw
 from recon.operators import Identity, Masking, Space

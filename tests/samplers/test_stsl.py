@@ -16,7 +16,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from recon import problems
 from recon.guidance import denoise_with_pullback
 from recon.integrators import DDIM, integrate, schedules
 from recon.noise import Noise
