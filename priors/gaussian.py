@@ -168,7 +168,12 @@ class Gaussian(Prior):
         matrix, data = _matrix(operator, y, self.mean, self.item_ndim)
         found = _condition(self.mean.flatten(), self.covariance, matrix, data, noise_std)
         mean = found.mean.view(self.mean.shape).to(self.mean.dtype)
-        return Gaussian(mean, covariance=found.covariance)
+        made = Gaussian(mean, covariance=found.covariance)
+        # by the root: that of an eigenvalue which is only rounding would draw visible noise
+        basis, roots, _ = torch.linalg.svd(found.root)
+        made.eigenvalues = roots.square().to(made.eigenvalues.dtype)
+        made.basis = basis.to(made.basis.dtype)
+        return made
 
 
 class GaussianMixture(Prior):
@@ -314,6 +319,7 @@ def _matrix(operator: LinearMap, y: Tensor, like: Tensor, item_ndim: int) -> tup
 class _Conditioned(NamedTuple):
     mean: Tensor
     covariance: Tensor
+    root: Tensor  # root @ root.mH = covariance
     evidence: Tensor  # logarithm, up to a constant
     degenerate: bool  # something measured without noise does not vary
 
@@ -341,4 +347,5 @@ def _condition(mean: Tensor, covariance: Tensor, matrix: Tensor, data: Tensor,
     parts = 2 if mean.is_complex() else 1
     evidence = -0.5 * (parts * total.log() + gap.abs().square() / total).sum()
     moved = mean + _mv(spread[:, : len(s)], torch.where(known, s / total, 0) * gap)
-    return _Conditioned(moved, (spread * variance) @ spread.mH, evidence, not bool(known.all()))
+    return _Conditioned(moved, (spread * variance) @ spread.mH, spread * variance.sqrt(), evidence,
+                        not bool(known.all()))

@@ -61,9 +61,13 @@ def white_like(x: Tensor, source: Source | Noise) -> Tensor:
     return source.like(x) if isinstance(source, Noise) else Noise(source).like(x)
 
 
-def per_draw(seed: int, samples: range, items: range) -> list[torch.Generator]:
-    """One CPU generator for each sample of each item; a draw depends on its own numbers alone."""
-    entropy = [(seed, item, sample) for sample in samples for item in items]
+def per_draw(seed: int | Sequence[int], samples: range, items: range) -> list[torch.Generator]:
+    """One CPU generator for each sample of each item; a draw depends on its own numbers alone.
+
+    With a seed for each item, an item draws what it would draw as the first of its seed.
+    """
+    pairs = [(seed, item) if isinstance(seed, int) else (seed[item], 0) for item in items]
+    entropy = [(*pair, sample) for sample in samples for pair in pairs]
     seeds = [int(np.random.SeedSequence(e).generate_state(1)[0]) for e in entropy]
     return [torch.Generator().manual_seed(s) for s in seeds]
 

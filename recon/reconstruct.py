@@ -3,7 +3,7 @@
 import inspect
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ class Reconstruction:
 
 
 def reconstruct(y: Tensor, operator: Operator, prior: Prior | None = None, sampler: str = "dds", *,
-                noise_std: Tensor | float = 0.0, samples: int = 1, seed: int = 0,
+                noise_std: Tensor | float = 0.0, samples: int = 1, seed: int | Sequence[int] = 0,
                 scale: Tensor | float | None = None, chunk: int | None = None,
                 progress: bool = False, callback: Callable[[Step], None] | None = None,
                 **settings: Any) -> Reconstruction:
@@ -101,6 +101,8 @@ def reconstruct(y: Tensor, operator: Operator, prior: Prior | None = None, sampl
     prior
         Classical methods (``"tv"``, ``"wavelet"``) use none and have one answer: a prior, or more
         than one sample, is ignored there with a warning.
+    seed
+        One number, or one for each item of the batch, which then draws what it would draw alone.
     scale
         Size of the prior's unit in the units of the image, one number or one per item; by default
         ``data_scale(y, operator)`` for a normalised prior and 1 for any other. With a ``codec`` it
@@ -135,8 +137,7 @@ def reconstruct(y: Tensor, operator: Operator, prior: Prior | None = None, sampl
     batch = operator.range.batch_of(y)
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk wants at least 1 sample, or None, got {chunk}")
-    if seed < 0:
-        raise ValueError(f"seed wants a whole number >= 0, got {seed}")
+    seed = _checked_seed(seed, batch)
 
     used = {"sampler": sampler, "samples": samples, "seed": seed, "noise_std": noise.tolist()}
     used |= {name: _described(value) for name, value in chosen.items()}
@@ -167,7 +168,7 @@ def reconstruct(y: Tensor, operator: Operator, prior: Prior | None = None, sampl
         warnings.warn(f"measurements are all zero, the result is zero there: {which}", stacklevel=2)
     # samples that are made together stay together, whatever they take
     size = samples if method.joint else chunk or _chunk(y, operator, samples)
-    items = range(torch.Size(batch).numel())
+    items = range(math.prod(batch))
     parts = []
     with Bar(progress, total and total * -(-samples // size), sampler) as advance:
         for first in range(0, samples, size):
@@ -242,6 +243,16 @@ def data_scale(y: Tensor, operator: Operator) -> Tensor:
     stride = max(1, values.shape[-1] >> 20)  # quantile() takes at most 2^24 numbers
     found = torch.quantile(values[..., ::stride], 0.995, dim=-1) / 0.85
     return torch.where(found > 0, found, 1)
+
+
+def _checked_seed(seed: int | Sequence[int], batch: tuple[int, ...]) -> int | list[int]:
+    found = seed if isinstance(seed, int) else [int(one) for one in seed]
+    if isinstance(found, list) and len(found) != math.prod(batch):
+        raise ValueError(f"seed wants one number, or one for each item of the batch {batch}, "
+                         f"got {len(found)}")
+    if min([found] if isinstance(found, int) else found, default=0) < 0:
+        raise ValueError(f"seed wants whole numbers >= 0, got {seed}")
+    return found
 
 
 def _described(value: Any) -> Any:

@@ -92,6 +92,19 @@ def test_draws_do_not_depend_on_chunks_or_batches() -> None:
         check_seeds(one_stream)
 
 
+def test_an_item_with_a_seed_of_its_own_draws_what_it_draws_alone() -> None:
+    seeds = [7, 2, 7]
+    together = reconstruct(Y, A, PRIOR, noise_std=0.02, samples=2, seed=seeds, chunk=1)
+    assert together.settings["seed"] == seeds
+    for i, seed in enumerate(seeds):
+        alone = reconstruct(Y[i:i + 1], A, PRIOR, noise_std=0.02, samples=2, seed=seed)
+        assert relative(together.samples[:, i], alone.samples[:, 0]) < 1e-5
+    elsewhere = reconstruct(Y, A, PRIOR, noise_std=0.02, samples=2, seed=7)
+    assert relative(elsewhere.samples[:, 2], together.samples[:, 2]) > 1e-3
+    with pytest.raises(ValueError, match=r"one for each item of the batch \(3,\), got 2"):
+        reconstruct(Y, A, PRIOR, seed=[1, 2])
+
+
 def test_is_the_sampler_with_its_own_settings() -> None:
     got = reconstruct(Y, A, PRIOR, noise_std=0.02, samples=2, seed=3)
     want = dds(Y, A, PRIOR, noise_std=0.02, samples=2, generator=per_draw(3, range(2), range(3)))

@@ -136,7 +136,7 @@ class Dense:
 
 def built(method: str, A: LinearOperator, prior: Gaussian, y: Tensor, c: float) -> Denoise:
     std, cg = c * STD, {"cg_iterations": 400}
-    gain = squared_norm(A, A.adjoint(y), 2000)
+    gain = torch.linalg.matrix_norm(matrix(A, A.domain, len(A.range.shape)), 2).square()
     return {"norm": lambda: norm_guided(prior.rescaled(c), A, y, zeta=ZETA),
             "annealed": lambda: annealed_guided(prior.rescaled(c), A, y, std, gain=gain),
             "pseudo-inverse": lambda: pseudoinverse_guided(prior.rescaled(c), A, y, std,

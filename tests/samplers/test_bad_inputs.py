@@ -154,7 +154,7 @@ FOR_RECONSTRUCT: list[Case] = [
     (TypeError, "tv takes no setting 'steps' here: it has weight", {"sampler": "tv", "steps": 3}),
     (TypeError, 'dds wants a prior, got None: .*"tv" or "wavelet"', {"prior": None}),
     (ValueError, "chunk wants at least 1 sample, or None, got 0", {"chunk": 0}),
-    (ValueError, "seed wants a whole number >= 0, got -1", {"seed": -1}),
+    (ValueError, "seed wants whole numbers >= 0, got -1", {"seed": -1}),
     (ValueError, r"scale wants one number or one per item \(2,\), got \(3,\)",
      {"scale": torch.ones(3)}),
     (ValueError, "rescaled wants finite scale > 0, got -1", {"scale": -1.0}),
