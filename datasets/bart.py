@@ -15,6 +15,7 @@ from torch import Tensor
 
 from recon.datasets.errors import FormatError, StrPath, read_head
 from recon.datasets.scan import (
+    Attributes,
     Layout,
     Scan,
     check_finite,
@@ -45,10 +46,15 @@ def read_dimensions(path: StrPath) -> tuple[int, ...]:
     read_head(header)
     with header.open("rb") as file:
         lines = file.read(HEADER_BYTES).decode("utf-8", "replace").splitlines()
-    if "# Dimensions" not in [line.strip() for line in lines]:
+    lines = [line.strip() for line in lines]
+    if "# Dimensions" not in lines:
         problem = "no `# Dimensions` line: not a BART header (NIfTI and Analyze also use .hdr)"
         raise FormatError.about(header, problem)
-    at = [line.strip() for line in lines].index("# Dimensions") + 1
+    for key in ("# SizesDimensions", "# MultiDimensions"):  # its `# Dimensions` are then one list
+        if key in lines:
+            problem = "several arrays in one pair are not supported: write them apart"
+            raise FormatError.about(header, problem, key)
+    at = lines.index("# Dimensions") + 1
     words = lines[at].split() if at < len(lines) else []
     # Twelve digits are a terabyte along one axis; int() on endless digits is slow by design.
     if not words or not all(w.isascii() and w.isdigit() and len(w) <= 12 for w in words):
@@ -89,19 +95,17 @@ def read_cfl(path: StrPath) -> Tensor:
     return torch.from_numpy(np.array(array.reshape(array.shape[:used], order="F"), order="C"))
 
 
-def _arranged(path: StrPath) -> NDArray[np.complex64]:
-    """The array as ``(slices, coils, H, W)``, still on disk."""
-    array = _mapped(path)
-    name = bart_paths(path)[1]
+def arranged(path: StrPath, array: NDArray[Any]) -> NDArray[Any]:
+    """An array of BART's 16 dimensions as ``(slices, coils, H, W)``, still on disk."""
     others = [i for i in range(4, DIMENSIONS) if array.shape[i] > 1 and i != SLICE]
     if others:
         told = ", ".join(f"{i} ({NAMES.get(i, 'other')}) = {array.shape[i]}" for i in others)
         problem = f"only x, y, z, coil and slice are supported, this file also has {told}"
-        raise FormatError.about(name, problem, "dimensions")
+        raise FormatError.about(path, problem, "dimensions")
     image = [i for i in range(3) if array.shape[i] > 1]
     if len(image) > 2:
         raise FormatError.about(
-            name,
+            path,
             f"3-D data {array.shape[:3]} is not supported yet: want one of x, y, z to be 1 "
             "(`bart fft -iu 1` along the readout, then `bart slice 0 n`, gives 2-D k-space)",
             "dimensions",
@@ -130,26 +134,33 @@ def read_bart(path: StrPath, slices: slice | None = None, maps: StrPath | None =
         One of the two files is missing.
     """
     name = bart_paths(path)[1]
-    array = _arranged(path)
+    array = arranged(name, _mapped(path))
+    scan = scan_of(name, array, slices, "bart")
+    if maps is None:
+        return scan
+    where = bart_paths(maps)[1]
+    sensitivities = to_maps(where, arranged(where, _mapped(maps)), select(slices, len(array)),
+                            len(array), scan.kspace, [])  # fmt: skip  # complex64: nothing to note
+    return scan._replace(maps=sensitivities)
+
+
+def scan_of(path: StrPath, array: NDArray[Any], slices: slice | None, kind: str) -> Scan:
+    """k-space ``(slices, coils, H, W)`` on disk as a scan, its mask where it is zero."""
     chosen = select(slices, len(array))
     notes: list[str] = []
-    kspace = to_complex64(name, "kspace", array[chosen], notes)
-    check_finite(name, "kspace", kspace, chosen)
+    kspace = to_complex64(path, "kspace", array[chosen], notes)
+    check_finite(path, "kspace", kspace, chosen)
     mask = infer_mask(kspace, notes, points=True)
     kspace = zero_outside(kspace, mask, notes)
-    sensitivities = None
-    if maps is not None:
-        where = bart_paths(maps)[1]
-        sensitivities = to_maps(where, _arranged(maps), chosen, len(array), kspace, notes)
-    attributes: dict[str, Any] = {"note": "; ".join(notes)} if notes else {}
-    return Scan(kspace, mask, sensitivities, None, None, attributes, name.name, "bart")
+    attributes: Attributes = {"note": "; ".join(notes)} if notes else {}
+    return Scan(kspace, mask, None, None, None, attributes, Path(path).name, kind)
 
 
 def layout_bart(path: StrPath) -> Layout:
     """Kind and dimensions of a BART pair, from its header and the size of its data."""
-    array = _arranged(path)
-    dims = read_dimensions(path)
-    return Layout("bart", len(array), {"cfl": {"shape": dims, "dtype": "complex64"}})
+    array = _mapped(path)
+    slices = len(arranged(bart_paths(path)[1], array))
+    return Layout("bart", slices, {"cfl": {"shape": array.shape, "dtype": "complex64"}})
 
 
 def to_bart_axes(x: Tensor) -> Tensor:

@@ -1,20 +1,21 @@
 """Reading fastMRI's HDF5 layout: one volume a file, its scan header as XML inside."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
-from xml.etree import ElementTree
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from recon.datasets.errors import FormatError, StrPath, read_head
+from recon.datasets.errors import FormatError, StrPath
+from recon.datasets.hdf5 import dataset, has, opened, reading
+from recon.datasets.hdf5_heaps import check_one
 from recon.datasets.scan import (
     Attributes,
     Layout,
     Scan,
+    acs_width,
     check_finite,
     infer_mask,
     select,
@@ -23,132 +24,64 @@ from recon.datasets.scan import (
     to_reference,
     zero_outside,
 )
+from recon.datasets.scan_header import HEADER, Header, parse_header
 
-HEADER = "ismrmrd_header"
-HEADER_BYTES = 1 << 20  # fastMRI's are a few kilobytes
-
-
-class Header(NamedTuple):
-    """What a reconstruction needs of the scan header; sizes are ``(x, y, z)``, x the readout."""
-
-    encoded_size: tuple[int, int, int] | None = None
-    recon_size: tuple[int, int, int] | None = None
-    recon_fov_mm: tuple[float, float, float] | None = None
-    padding: tuple[int, int] | None = None
-    """Columns ``[left, right)`` were acquired; the rest of the encoded width never was."""
-
-
-class _NoDoctype(ElementTree.TreeBuilder):
-    """Entities can only be declared in a DOCTYPE, so refusing it rules out their expansion."""
-
-    def doctype(self, *_: object) -> None:
-        raise ValueError("a DOCTYPE is not allowed")
-
-
-def parse_header(path: StrPath, raw: object) -> Header:
-    """Read the XML of an ISMRMRD header, whatever its namespace prefix.
-
-    ``raw`` is what h5py gives: bytes, str, a fixed-length or opaque scalar, or an array of one.
-    Elements that are absent leave None. ``path`` serves the error messages.
-    """
-    if isinstance(raw, np.ndarray):
-        if raw.size != 1:
-            raise FormatError.about(path, f"want one XML text, got shape {raw.shape}", HEADER)
-        raw = raw.reshape(-1)[0]
-    text = raw.tobytes() if isinstance(raw, np.void) else raw
-    data = text.encode() if isinstance(text, str) else text
-    if not isinstance(data, bytes):
-        raise FormatError.about(path, f"want XML text, got {type(raw).__name__}", HEADER)
-    if len(data) > HEADER_BYTES:
-        raise FormatError.about(path, f"{len(data)} bytes is too large for a header", HEADER)
-    try:
-        parser = ElementTree.XMLParser(target=_NoDoctype())
-        root = ElementTree.fromstring(data.rstrip(b"\0"), parser)
-    except (ValueError, LookupError, ElementTree.ParseError) as error:  # LookupError: encodings
-        raise FormatError.about(path, f"not a readable XML header ({error})", HEADER) from error
-
-    def triple(space: str, field: str) -> tuple[float, float, float] | None:
-        x, y, z = (_number(path, root, space, field, axis) for axis in "xyz")
-        return None if x is None or y is None else (x, y, 1.0 if z is None else z)
-
-    encoded, recon = (_whole(triple(s, "matrixSize")) for s in ("encodedSpace", "reconSpace"))
-    limits = ("encodingLimits", "kspace_encoding_step_1")
-    centre, last = (_number(path, root, *limits, end) for end in ("center", "maximum"))
-    padding = None
-    if encoded is not None and centre is not None and last is not None:
-        left = encoded[1] // 2 - int(centre)
-        padding = (left, left + int(last) + 1)
-    return Header(encoded, recon, triple("reconSpace", "fieldOfView_mm"), padding)
-
-
-def _number(path: StrPath, element: ElementTree.Element, *names: str) -> float | None:
-    """The number at a chain of element names, each the first match at any depth."""
-    found: ElementTree.Element | None = element
-    for name in names:
-        if found is None:
-            return None
-        found = next((e for e in found.iter() if e.tag.rpartition("}")[2] == name), None)
-    if found is None:
-        return None
-    try:
-        value = float(found.text or "")
-    except ValueError:
-        value = np.nan
-    if not 0 <= value < 1e6:
-        raise FormatError.about(path, f"want a number, got {found.text!r}",
-                                f"{HEADER}: {'/'.join(names)}")  # fmt: skip
-    return value
-
-
-def _whole(size: tuple[float, float, float] | None) -> tuple[int, int, int] | None:
-    return None if size is None else (int(size[0]), int(size[1]), int(size[2]))
+PERSONAL = ("patient", "subject", "birth", "accession", "uid")
+"""An HDF5 attribute with one of these in its name is not handed on."""
 
 
 def read_fastmri(path: StrPath, slices: slice | None = None) -> Scan:
     """Read one fastMRI volume, multi-coil ``(slices, coils, H, W)`` or single-coil without coils.
 
     Only the chosen ``slices`` are read. Without a ``mask`` in the file, columns that are exactly
-    zero in all coils of these slices are taken as unsampled. Columns that the header says were
-    never acquired, and which are zero, are removed from the mask. ``crop`` is the reference's size,
-    else the header's; where the k-space is narrower than that it is the square ``(W, W)``.
+    zero in all coils of these slices are taken as unsampled, or points where columns do not
+    explain the zeros; rows of zeros are readout padding and count as measured. Columns that the
+    header says were never acquired, and which are zero, are removed from the mask. ``crop`` is the
+    reference's size, else the header's; where the k-space is narrower than that it is the square
+    ``(W, W)``. ``attributes`` are the file's without ``patient_id``, the sizes and pixels of its
+    header, and ``padding_left``, ``padding_right`` as fastMRI's own reader has them.
 
     Raises
     ------
     FormatError
-        The file is damaged or is not in this layout, its arrays do not fit one another, or its
-        k-space holds NaN or infinity.
+        The file is damaged or is not in this layout, its arrays do not fit one another, its
+        k-space holds NaN or infinity, or slices without a mask are undersampled differently.
     """
     path = Path(path)
     notes: list[str] = []
-    with _opened(path) as file:
-        data = _dataset(file, path, "kspace")
+    with opened(path) as file:
+        data = dataset(file, path, "kspace")
         _check_kspace(path, data)
         chosen = select(slices, data.shape[0])
         size: tuple[int, int] = (data.shape[-2], data.shape[-1])
         header = _header(file, path, notes)
         _check_axes(path, header, size, notes)
-        with _reading(path, "kspace"):
-            kspace = to_complex64(path, "kspace", data[chosen], notes)
+        with reading(path, "kspace"):
+            kspace = to_complex64(path, "kspace", _joined(data[chosen], notes), notes)
         multicoil = kspace.ndim == 4
         kspace = kspace if multicoil else kspace.unsqueeze(1)
         check_finite(path, "kspace", kspace, chosen)
-        if _has(file, path, "mask"):
+        if has(file, path, "mask"):
             mask: Tensor | None = _stored_mask(file, path, header, kspace, notes)
         else:
-            mask = infer_mask(kspace, notes, points=False)
+            mask = _inferred_mask(path, header, kspace, notes)
         reference = _reference(file, path, multicoil, data.shape[0], chosen, notes)
-        with _reading(path, "attributes"):
-            attributes = _attributes(file, header)
+        with reading(path, "attributes"):
+            attributes = _attributes(file, header, size, notes)
     crop = _crop(header, reference, size, notes)
     kspace = zero_outside(kspace, mask, notes)
     if notes:
-        attributes["note"] = "; ".join(notes)
+        own = [str(attributes["note"])] if "note" in attributes else []
+        attributes["note"] = "; ".join(own + notes)
     kind = "fastmri_multicoil" if multicoil else "fastmri_singlecoil"
     return Scan(kspace, mask, None, reference, crop, attributes, path.name, kind)
 
 
 def layout_fastmri(path: StrPath) -> Layout:
-    """Kind and arrays of an HDF5 file; kind ``hdf5`` and no slices where it has no ``kspace``."""
+    """Kind and arrays of an HDF5 file; kind ``hdf5`` and no slices where it has no ``kspace``.
+
+    All that can be checked without reading k-space is, by the rules of :func:`read_fastmri`.
+    """
     import h5py
 
     path = Path(path)
@@ -158,76 +91,59 @@ def layout_fastmri(path: StrPath) -> Layout:
         if isinstance(item, h5py.Dataset):
             keys[name] = {"shape": tuple(item.shape or ()), "dtype": str(item.dtype)}
 
-    with _opened(path) as file, _reading(path, "its table of contents"):
+    with opened(path) as file, reading(path, "its table of contents"):
         file.visititems(visit)
         if "kspace" not in file:
             return Layout("hdf5", 0, keys)
-        data = _dataset(file, path, "kspace")
+        data = dataset(file, path, "kspace")
         _check_kspace(path, data)
+        _check_axes(path, _header(file, path, []), data.shape[-2:], [])
+        if has(file, path, "mask"):
+            _read_mask(file, path, data.shape[-2:])
+        _find_reference(file, path, data.ndim == 4, data.shape[0], [])
         kind = "fastmri_multicoil" if data.ndim == 4 else "fastmri_singlecoil"
         return Layout(kind, data.shape[0], keys)
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    import h5py
+def acquisition_of(path: StrPath) -> str | None:
+    """The attribute ``acquisition``, such as ``CORPD_FBK`` or ``AXT2``; None where there is none.
 
-    read_head(path)
-    try:
-        # best-effort: shared folders mounted read-only often refuse the lock
-        file = h5py.File(path, "r", locking="best-effort")
-    except OSError as error:
-        problem = f"not a whole HDF5 file, copy or download it again ({error})"
-        raise FormatError.about(path, problem) from error
-    with file:
-        yield file
+    Reads nothing else.
+    """
+    path = Path(path)
+    with opened(path) as file, reading(path, "attributes"):
+        return None if "acquisition" not in file.attrs else str(_plain(file.attrs["acquisition"]))
 
 
-@contextmanager
-def _reading(path: Path, key: str) -> Iterator[None]:
-    """Damage inside an HDF5 file shows only when the damaged part is read, in many guises."""
-    try:
-        yield
-    except FormatError:
-        raise
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise FormatError.about(path, f"cannot be read, the file is damaged ({error})", key) \
-            from error  # fmt: skip
+def fully_sampled(scan: Scan) -> bool:
+    """Whether only columns are missing that the header says were never acquired.
 
-
-def _has(file: Any, path: Path, key: str) -> bool:
-    with _reading(path, key):
-        return key in file
-
-
-def _dataset(file: Any, path: Path, key: str) -> Any:
-    """A dataset that lies in this file: its links must not lead to other files of the machine."""
-    import h5py
-
-    if not _has(file, path, key):
-        with _reading(path, "its table of contents"):
-            there = ", ".join(sorted(str(name) for name in file)) or "nothing"
-            inner = file.get("dataset")
-            ismrmrd = isinstance(inner, h5py.Group) and {"data", "xml"} <= set(inner)
-        if ismrmrd:
-            problem = "an ISMRMRD raw file, which is not read yet: convert it to fastMRI's layout"
-            raise FormatError.about(path, problem)
-        raise FormatError.about(path, f"no such key, or a broken link; the file holds {there}", key)
-    with _reading(path, key):
-        found = file[key]
-    if not isinstance(found, h5py.Dataset):
-        raise FormatError.about(path, "want an array, got a group", key)
-    if found.is_virtual or found.external or found.file.filename != file.filename:
-        raise FormatError.about(path, "its values lie in other files: copy them in", key)
-    return found
+    Of a training file with such padding, ``mask`` is not None, and yet it can be undersampled.
+    """
+    if scan.mask is None:
+        return True
+    left, right, width = (scan.attributes.get(key) for key in
+                          ("padding_left", "padding_right", "encoded_y"))  # fmt: skip
+    if isinstance(left, int) and isinstance(right, int) and isinstance(width, int):
+        padding = _padded(Header((0, width, 1), padding=(left, right)), scan.mask.shape[-1])
+        if padding is not None:
+            return bool(scan.mask[..., ~padding].all())
+    return bool(scan.mask.all())
 
 
 def _check_kspace(path: Path, data: Any) -> None:
+    if data.ndim > 2 and data.dtype.kind == "f" and data.shape[-1] == 2:
+        raise FormatError.about(
+            path,
+            f"shape {data.shape} of {data.dtype} looks like real and imaginary parts in the last "
+            "axis: write x[..., 0] + 1j * x[..., 1] instead",
+            "kspace",
+        )
     if data.ndim == 5:
         raise FormatError.about(
             path,
-            f"5-d k-space {data.shape} (averages, as in fastMRI prostate, or real and imaginary "
-            "parts apart) is not supported: want (slices, coils, H, W) or (slices, H, W), complex",
+            f"5-d k-space {data.shape}, as of averages in fastMRI prostate, is not supported: "
+            "combine them (there by GRAPPA) and write (slices, coils, H, W)",
             "kspace",
         )
     if data.ndim not in (3, 4):
@@ -235,14 +151,42 @@ def _check_kspace(path: Path, data: Any) -> None:
         raise FormatError.about(path, problem, "kspace")
     if 0 in data.shape:
         raise FormatError.about(path, f"shape {data.shape} holds nothing", "kspace")
+    if data.dtype.kind not in "cf" and _parts(data.dtype) is None:
+        names = data.dtype.names
+        got = data.dtype if names is None else f"records {names}"
+        raise FormatError.about(path, f"want complex64 values, got {got}", "kspace")
+
+
+def _parts(dtype: np.dtype[Any]) -> tuple[str, str] | None:
+    """Names of the real and imaginary part in records as ISMRMRD and MATLAB write them."""
+    names = dtype.names or ()
+    for pair in (("real", "imag"), ("r", "i")):
+        if set(names) == set(pair) and all(dtype[name].kind == "f" for name in pair):
+            return pair
+    return None
+
+
+def _joined(array: NDArray[Any], notes: list[str]) -> NDArray[Any]:
+    pair = _parts(array.dtype)
+    if pair is None:
+        return array
+    real, imag = (array[name] for name in pair)
+    if real.dtype.itemsize != 4:
+        notes.append(f"kspace was records of {real.dtype.newbyteorder('=')}, cast to complex64")
+    joined = np.empty(array.shape, np.complex64)
+    with np.errstate(over="ignore"):  # an overflow becomes inf, which check_finite names
+        joined.real, joined.imag = real, imag
+    return joined
 
 
 def _header(file: Any, path: Path, notes: list[str]) -> Header:
-    if not _has(file, path, HEADER):
+    if not has(file, path, HEADER):
         notes.append(f"no {HEADER}: axis order and crop size are not checked")
         return Header()
-    with _reading(path, HEADER):
-        raw = _dataset(file, path, HEADER)[()]
+    with reading(path, HEADER):
+        stored = dataset(file, path, HEADER)
+        check_one(path, HEADER, stored)
+        raw = stored[()]
     return parse_header(path, raw)
 
 
@@ -250,7 +194,7 @@ def _check_axes(path: Path, header: Header, size: tuple[int, int], notes: list[s
     if header.encoded_size is None:
         return
     x, y, z = header.encoded_size
-    if size[0] != x and size[1] == x:
+    if size[0] != x and size[1] == x != y:
         raise FormatError.about(
             path,
             f"last axes {size} are swapped: the header's readout is {x} and belongs second to "
@@ -266,35 +210,100 @@ def _check_axes(path: Path, header: Header, size: tuple[int, int], notes: list[s
 
 def _stored_mask(file: Any, path: Path, header: Header, kspace: Tensor, notes: list[str]) -> Tensor:
     height, width = kspace.shape[-2:]
-    with _reading(path, "mask"):
-        mask = to_mask(path, np.asarray(_dataset(file, path, "mask")[()]), (height, width))
+    mask = _read_mask(file, path, (height, width))
+    measured = (kspace != 0).flatten(0, 2).any(0)  # (W,)
+    padded = _padded(header, width)
+    if padded is not None:
+        never = padded & ~measured
+        if bool((mask & never).any()):
+            acquired = (~padded).nonzero()
+            notes.append(f"mask limited to the acquired columns {int(acquired[0])} to "
+                         f"{int(acquired[-1])}")  # fmt: skip
+            mask = mask & ~never
+            if not bool(mask.any()):
+                problem = "samples only columns that were never acquired"
+                raise FormatError.about(path, problem, "mask")
+    empty = int(((mask if mask.ndim == 1 else mask.any(0)) & ~measured).sum())
+    if empty:
+        notes.append(f"{empty} columns sampled by the mask hold nothing but zeros, which count "
+                     "as measured")  # fmt: skip
+    return mask
+
+
+def _read_mask(file: Any, path: Path, size: tuple[int, int]) -> Tensor:
+    data = dataset(file, path, "mask")
+    with reading(path, "mask"):
+        return to_mask(path, np.asarray(data[()]), size)
+
+
+def _padded(header: Header, width: int) -> Tensor | None:
+    """Columns that the header says were never acquired; None where it does not say."""
     # A header of another width (cropped k-space) says nothing about these columns.
     if header.padding is None or header.encoded_size is None or header.encoded_size[1] != width:
-        return mask
+        return None
     column = torch.arange(width)
     padded = (column < header.padding[0]) | (column >= header.padding[1])
-    never = padded & ~(kspace != 0).flatten(0, 2).any(0)
-    if bool((mask & never).any()):
-        notes.append(f"mask limited to the acquired columns {header.padding[0]} to "
-                     f"{header.padding[1] - 1}")  # fmt: skip
-        mask = mask & ~never
-        if not bool(mask.any()):
-            raise FormatError.about(path, "samples only columns that were never acquired", "mask")
+    return None if bool(padded.all()) else padded
+
+
+def _inferred_mask(path: Path, header: Header, kspace: Tensor,
+                   notes: list[str]) -> Tensor | None:  # fmt: skip
+    """As :func:`infer_mask`, telling padding from what was undersampled before it was stored."""
+    measured = torch.stack([(one != 0).flatten(0, 1).any(0) for one in kspace])  # (slices, W)
+    measured = measured[measured.any(1)]
+    if bool((measured != measured[:1]).any()):
+        raise FormatError.about(
+            path,
+            "slices have zeros in different columns and the file has no mask: read its slices one "
+            "by one, or store the `mask` of all",
+            "kspace",
+        )
+    mine: list[str] = []
+    mask = infer_mask(kspace, mine, points=True)
+    if mask is not None and mask.ndim == 2:
+        rows, columns = mask.any(1), mask.any(0)
+        if bool((mask == rows[:, None] & columns).all()):
+            notes.append(f"{int((~rows).sum())} of {len(rows)} rows are zero, which is taken as "
+                         "padding of the readout")  # fmt: skip
+            mine.clear()
+            mask = infer_mask(kspace, mine, points=False)
+    notes += mine
+    if mask is None:
+        return None
+    padded = _padded(header, mask.shape[-1])
+    acquired = mask if padded is None else mask[..., ~padded]
+    if bool(acquired.all()):
+        notes.append("the others are padding, as its header says")
+    else:
+        notes.append(f"{int(acquired.sum()) / acquired.numel():.3g} of what was acquired is there, "
+                     f"{acs_width(mask)} columns about the centre without a gap")  # fmt: skip
     return mask
+
+
+def _find_reference(file: Any, path: Path, multicoil: bool, total: int,
+                    notes: list[str]) -> tuple[str, Any] | None:  # fmt: skip
+    """Key and dataset of the image to compare with."""
+    key = "reconstruction_rss" if multicoil else "reconstruction_esc"
+    if not (multicoil or has(file, path, key)) and has(file, path, "reconstruction_rss"):
+        key = "reconstruction_rss"
+        notes.append("no reconstruction_esc: the reference is reconstruction_rss, of all coils")
+    if not has(file, path, key):
+        return None
+    data = dataset(file, path, key)
+    if data.ndim != 3 or data.shape[0] != total or 0 in data.shape:
+        raise FormatError.about(path, f"want ({total}, h, w), got {data.shape}", key)
+    return key, data
 
 
 def _reference(file: Any, path: Path, multicoil: bool, total: int, chosen: slice,
                notes: list[str]) -> Tensor | None:  # fmt: skip
-    key = "reconstruction_rss" if multicoil else "reconstruction_esc"
-    if not (multicoil or _has(file, path, key)) and _has(file, path, "reconstruction_rss"):
-        key = "reconstruction_rss"
-        notes.append("no reconstruction_esc: the reference is reconstruction_rss, of all coils")
-    if not _has(file, path, key):
+    found = _find_reference(file, path, multicoil, total, notes)
+    if found is None:
         return None
-    data = _dataset(file, path, key)
-    if data.ndim != 3 or data.shape[0] != total:
-        raise FormatError.about(path, f"want ({total}, h, w), got {data.shape}", key)
-    with _reading(path, key):
+    key, data = found
+    if data.dtype.newbyteorder("=") != np.float32:
+        notes.append(f"{key} was {data.dtype.newbyteorder('=')}, cast to float32")
+    with reading(path, key), np.errstate(over="ignore"):  # an overflow is named as infinity
         return to_reference(path, key, data[chosen], chosen)
 
 
@@ -308,26 +317,51 @@ def _crop(header: Header, reference: Tensor | None, size: tuple[int, int],
     if header.recon_size is None:
         return None
     height, width = header.recon_size[:2]
-    if size[1] < width:  # fastMRI's "FLAIR 203": a narrow scan is cut to a square
-        height = width = size[1]
     if min(height, width) < 1:
+        notes.append(f"the header's image of {height} x {width} is no size: nothing is cut")
         return None
+    if size[1] < width:  # fastMRI's "FLAIR 203"
+        notes.append(f"the header's image is {width} columns, the k-space only {size[1]}: cut to a "
+                     "square as fastMRI does")  # fmt: skip
+        height = width = size[1]
     if height > size[0]:
         notes.append(f"the header's image is {height} rows, the k-space only {size[0]}")
     return (min(height, size[0]), width)
 
 
-def _attributes(file: Any, header: Header) -> Attributes:
-    found: Attributes = {key: _plain(value) for key, value in file.attrs.items()}
-    for name, size in (("encoded", header.encoded_size), ("recon", header.recon_size)):
-        if size is not None:
-            found.update({f"{name}_{axis}": n for axis, n in zip("xyz", size, strict=True)})
-    if header.recon_size is not None and header.recon_fov_mm is not None:
-        for axis, fov, n in zip("xy", header.recon_fov_mm, header.recon_size, strict=False):
-            if n > 0:
-                found[f"pixel_{axis}_mm"] = fov / n
+def _attributes(file: Any, header: Header, size: tuple[int, int],
+                notes: list[str]) -> Attributes:  # fmt: skip
+    personal = [key for key in file.attrs if any(word in key.lower() for word in PERSONAL)]
+    left_out = sorted(set(personal) - {"patient_id"})  # that one is in every file: no news
+    if left_out:
+        notes.append(f"left out, as they may name a patient: {', '.join(left_out)}")
+    found: Attributes = {k: _plain(v) for k, v in file.attrs.items() if k not in personal}
+    for name, matrix in (("encoded", header.encoded_size), ("recon", header.recon_size)):
+        if matrix is not None:
+            found.update({f"{name}_{axis}": n for axis, n in zip("xyz", matrix, strict=True)})
+    for axis, pixel in _pixels(header, size, notes).items():
+        found[f"pixel_{axis}_mm"] = pixel
     if header.padding is not None:
         found["padding_left"], found["padding_right"] = header.padding
+    return found
+
+
+def _pixels(header: Header, size: tuple[int, int], notes: list[str]) -> dict[str, float]:
+    """Pixel size along x and y in mm of the image that this k-space gives."""
+    found = {}
+    for i, axis in enumerate("xy"):
+        recon, encoded = (
+            fov[i] / matrix[i] if fov is not None and matrix is not None and matrix[i] else 0.0
+            for fov, matrix in ((header.recon_fov_mm, header.recon_size),
+                                (header.encoded_fov_mm, header.encoded_size)))  # fmt: skip
+        whole = header.encoded_size is not None and header.encoded_size[i] == size[i]
+        if recon and encoded and whole and abs(encoded / recon - 1) > 0.01:
+            notes.append(f"pixels along {axis} are {encoded:.4g} mm by the encoded space, "
+                         f"{recon:.4g} mm by the reconstructed one: the first are those of "
+                         "images from this k-space")  # fmt: skip
+            found[axis] = encoded
+        elif recon:
+            found[axis] = recon
     return found
 
 

@@ -1,27 +1,62 @@
 """One door for every file: which kind it is, its contents, and a short description."""
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from recon.datasets.bart import bart_paths, layout_bart, read_bart
+from recon.datasets.dicom import is_dicom, layout_dicom, read_dicom
 from recon.datasets.errors import FormatError, StrPath, read_head
 from recon.datasets.fastmri import layout_fastmri, read_fastmri
+from recon.datasets.ismrmrd import layout_ismrmrd, read_ismrmrd
+from recon.datasets.ismrmrd_acquisitions import is_ismrmrd
+from recon.datasets.lodopab import is_lodopab, layout_lodopab, read_lodopab
+from recon.datasets.nifti import is_nifti, layout_nifti, read_nifti
 from recon.datasets.numpy_files import layout_npy, layout_npz, read_npy, read_npz
+from recon.datasets.projections import Projections
+from recon.datasets.ra import is_ra, layout_ra, read_ra
 from recon.datasets.scan import Layout, Scan, acs_width
+from recon.datasets.twix import is_twix, layout_twix, read_twix
+from recon.datasets.volume import Volume
 
-_READERS = {"hdf5": read_fastmri, "bart": read_bart, "npz": read_npz, "npy": read_npy}
-_LAYOUTS = {"hdf5": layout_fastmri, "bart": layout_bart, "npz": layout_npz, "npy": layout_npy}
+
+class _Kind(NamedTuple):
+    read: Callable[[StrPath, slice | None], Scan | Volume | Projections]
+    layout: Callable[[StrPath], Layout]
+    endings: tuple[str, ...]
+
+
+# A format of your own: a file with its reader and its layout, a line here, one in `recognise`.
+KINDS = {
+    "hdf5": _Kind(read_fastmri, layout_fastmri, (".h5", ".hdf5")),
+    "ismrmrd": _Kind(read_ismrmrd, layout_ismrmrd, (".h5", ".mrd", ".hdf5")),
+    "lodopab": _Kind(read_lodopab, layout_lodopab, (".hdf5", ".h5")),
+    "twix": _Kind(read_twix, layout_twix, (".dat",)),
+    "bart": _Kind(read_bart, layout_bart, (".hdr", ".cfl")),
+    "ra": _Kind(read_ra, layout_ra, (".ra",)),
+    "npz": _Kind(read_npz, layout_npz, (".npz",)),
+    "npy": _Kind(read_npy, layout_npy, (".npy",)),
+    "nifti": _Kind(read_nifti, layout_nifti, (".nii.gz", ".nii")),
+    "dicom": _Kind(read_dicom, layout_dicom, (".dcm",)),
+}
 
 
 def recognise(path: StrPath) -> str:
-    """``hdf5``, ``bart``, ``npz`` or ``npy``: by the first bytes, which suffixes do not overrule.
+    """Which of ``KINDS`` a file or folder is: by the first bytes, which suffixes do not overrule.
 
-    A BART data file has no signature, so that pair goes by its suffix, or by its name without one.
+    ``hdf5`` is fastMRI's layout, or nothing else that is known. A BART data file has no signature,
+    so that pair goes by its suffix, or by its name without one; ``.hdr`` may be NIfTI's too. A
+    folder is a DICOM series.
     """
     path = Path(path)
+    if path.is_dir():
+        if is_dicom(path):
+            return "dicom"
+        raise FormatError.about(path, "a folder without DICOM files: want a file, or a series")
     if path.suffix in (".hdr", ".cfl"):
         return "bart"
     if not path.exists() and bart_paths(path)[0].exists():
@@ -31,83 +66,141 @@ def recognise(path: StrPath) -> str:
         return "npz"
     if head.startswith(b"\x93NUMPY"):
         return "npy"
-    if head.startswith(b"\x89HDF\r\n\x1a\n") or path.suffix in (".h5", ".hdf5"):
-        return "hdf5"  # by suffix too: a user block may stand in front of the signature
-    for told, found in (
-        ("a DICOM file", head[128:132] == b"DICM"),
-        ("a NIfTI image", path.name.endswith((".nii", ".nii.gz"))),
-        ("a Siemens raw file", path.suffix == ".dat"),
-    ):
-        if found:
-            raise FormatError.about(path, f"{told}, which is not read as k-space")
+    if is_ra(head):
+        return "ra"
+    if head.startswith(b"\x89HDF\r\n\x1a\n") or path.suffix in (".h5", ".hdf5", ".mrd"):
+        return _in_hdf5(path)  # by suffix too: a user block may stand in front of the signature
+    if is_nifti(path):
+        return "nifti"
+    if is_dicom(path, head):
+        return "dicom"
+    if is_twix(path, head):
+        return "twix"
     raise FormatError.about(
-        path, "of no known kind: want fastMRI's HDF5 (.h5), BART's pair (.cfl, .hdr), npz or npy"
+        path, "of no known kind: want HDF5 (fastMRI, ISMRMRD, LoDoPaB), Siemens raw data (.dat), "
+              "BART's (.cfl and .hdr, or .ra), NIfTI, DICOM, npz or npy"
     )
 
 
-def open(path: StrPath, slices: slice | None = None) -> Scan:  # noqa: A001
-    """Read a raw-data file of any known kind, all of it or the chosen ``slices``.
+def _in_hdf5(path: Path) -> str:
+    import h5py
+
+    try:
+        with h5py.File(path, "r", locking="best-effort") as file:
+            if is_ismrmrd(file):
+                return "ismrmrd"
+            return "lodopab" if is_lodopab(file) else "hdf5"
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError):
+        return "hdf5"  # damaged: its reader says how
+
+
+# Any: only the file knows which of the three it holds, and who passes k-space need not ask
+def open(path: StrPath, slices: slice | None = None, *,  # noqa: A001
+         series: str | None = None) -> Any:
+    """Read a file or a DICOM folder of any known kind, all of it or the chosen ``slices``.
+
+    k-space comes as a ``Scan``, images as a ``Volume``, X-ray data as ``Projections``. ``series``
+    is the number of a DICOM series where a folder holds several.
 
     Raises
     ------
     FormatError
         The file is of no known kind, damaged, or its contents do not fit together.
+    ImportError
+        Its kind wants a library that is not installed; the message names it.
     OSError
         The file is missing or unreadable.
     """
-    return _READERS[recognise(path)](path, slices)
+    kind = recognise(path)
+    if series is not None:
+        _check_series(path, kind)
+        return read_dicom(path, slices, series)
+    return KINDS[kind].read(path, slices)
 
 
-def describe(path: StrPath) -> dict[str, Any]:
-    """What a file holds, reading its middle slice only (an npz must be unpacked whole).
+def _check_series(path: StrPath, kind: str) -> None:
+    if kind != "dicom":
+        raise ValueError(f"series is for DICOM, {Path(path).name} is {kind}: leave it out")
 
-    Keys: ``name``; ``kind``; ``keys`` (shape and dtype of each array); ``slices``, ``coils``,
-    ``matrix`` ``(H, W)``; ``sampling`` (``full``, ``columns``, ``points`` or ``unknown``);
-    ``sampled_columns`` (columns with any sample); ``acceleration`` (all points over sampled ones);
-    ``acs_width`` (fully sampled columns about the centre); ``crop``; ``value_range`` (smallest and
-    largest magnitude sampled) and the ``described_slice`` it and an inferred sampling come from;
-    ``attributes``; ``next_command``. An HDF5 file without k-space, such as a written result, has
-    only the first three, the rest being None.
-    """
-    path = Path(path)
-    layout = _LAYOUTS[recognise(path)](path)
-    about: dict[str, Any] = {"name": path.name, "kind": layout.kind, "keys": layout.keys}
-    if layout.slices == 0:
-        return about | dict.fromkeys(_DETAILS)
-    return about | dict(zip(_DETAILS, _details(path, layout), strict=True))
+
+def stem(path: StrPath) -> str:
+    """The name without the ending that tells its kind: BART's ``scan.v2`` has none."""
+    name = Path(path).name
+    endings = [end for kind in KINDS.values() for end in kind.endings]
+    found = [end for end in endings if name.lower().endswith(end) and len(name) > len(end)]
+    return name[: len(name) - max(map(len, found))] if found else name
 
 
 _DETAILS = ("slices", "coils", "matrix", "sampling", "sampled_columns", "acceleration",
-            "acs_width", "crop", "value_range", "described_slice", "attributes",
-            "next_command")  # fmt: skip
+            "acs_width", "views", "bins", "unit", "spacing_mm", "crop", "value_range",
+            "described_slice", "attributes", "next_command")  # fmt: skip
 
 
-def _details(path: Path, layout: Layout) -> tuple[Any, ...]:
+def describe(path: StrPath, *, series: str | None = None) -> dict[str, Any]:
+    """What a file holds, reading its middle slice only (an npz must be unpacked whole).
+
+    Keys: ``name``; ``kind``; ``keys`` (shape and dtype of each array); ``slices``; ``matrix``
+    ``(H, W)``; ``value_range`` (smallest and largest magnitude, of what is sampled) and the
+    ``described_slice`` it and an inferred sampling come from; ``attributes``; ``next_command``.
+    Of k-space also ``coils``; ``sampling`` (``full``, ``full but for its
+    ends``: columns never acquired, ``columns``, ``points`` or ``unknown``);
+    ``sampled_columns`` (columns with any sample); ``acceleration`` (all points over sampled ones);
+    ``acs_width`` (fully sampled columns about the centre); ``crop``. Of projections ``views``,
+    ``bins`` and ``unit``, of images ``unit`` and ``spacing_mm``. What does not apply is None; an
+    HDF5 file without k-space, such as a written result, has only the first three.
+    """
+    path = Path(path)
+    kind = recognise(path)
+    if series is not None:
+        _check_series(path, kind)
+    layout = KINDS[kind].layout(path) if series is None else layout_dicom(path, series)
+    about: dict[str, Any] = {"name": path.name, "kind": layout.kind, "keys": layout.keys}
+    about |= dict.fromkeys(_DETAILS)
+    if layout.slices == 0:
+        return about
     middle = layout.slices // 2
-    scan = open(path, slice(middle, middle + 1))
+    found = open(path, slice(middle, middle + 1), series=series)
+    about |= {"slices": layout.slices, "described_slice": middle, "attributes": found.attributes}
+    if isinstance(found, Scan):
+        more, options = _of_scan(found), ""
+    elif isinstance(found, Volume):
+        more = {"matrix": tuple(found.values.shape[-2:]), "unit": found.unit,
+                "spacing_mm": found.spacing_mm, "value_range": _range(found.values)}
+        options = " --views 60 --sampler tv" if found.unit == "HU" else " --mask equispaced"
+    else:
+        more = {"matrix": found.size, "views": len(found.angles), "bins": found.values.shape[-1],
+                "unit": found.unit, "value_range": _range(found.values)}
+        options = " --sampler tv"
+    options += "" if series is None else f" --series {shlex.quote(series)}"
+    command = f"recon reconstruct {shlex.quote(str(path))} --out results{options}"
+    return about | more | {"next_command": command}
+
+
+def _of_scan(scan: Scan) -> dict[str, Any]:
     height, width = scan.kspace.shape[-2:]
     whole = torch.ones(width, dtype=torch.bool)
     mask = whole if scan.mask is None else scan.mask
-    values = scan.kspace.abs()
+    values = scan.kspace
     if scan.mask is not None:
         values = values[..., mask]
     if bool(mask.all()):
         stated = scan.mask is not None or bool(scan.kspace.any())
         sampling = "full" if stated else "unknown"
     else:
-        sampling = "columns" if mask.ndim == 1 else "points"
-    known = sampling != "unknown"
-    return (
-        layout.slices,
-        scan.kspace.shape[1],
-        (height, width),
-        sampling,
-        int(mask.reshape(-1, width).any(0).sum()) if known else None,
-        mask.numel() / int(mask.sum()) if known else None,
-        acs_width(mask, scan.attributes.get("num_low_frequency")) if known else None,
-        scan.crop,
-        (float(values.min()), float(values.max())),
-        middle,
-        scan.attributes,
-        f"recon reconstruct {shlex.quote(str(path))} --out results",
-    )
+        sampling = "points" if mask.ndim > 1 else "columns"
+        used = mask.nonzero()
+        if mask.ndim == 1 and int(used[-1] - used[0]) < len(used):
+            sampling = "full but for its ends"
+    found: dict[str, Any] = {"coils": scan.kspace.shape[1], "matrix": (height, width),
+                             "sampling": sampling, "crop": scan.crop, "value_range": _range(values)}
+    if sampling != "unknown":
+        found |= {"sampled_columns": int(mask.reshape(-1, width).any(0).sum()),
+                  "acceleration": mask.numel() / int(mask.sum()),
+                  "acs_width": acs_width(mask, scan.attributes.get("num_low_frequency"))}
+    return found
+
+
+def _range(values: Tensor) -> tuple[float, float]:
+    """Of magnitudes where values are complex."""
+    values = values.abs() if values.is_complex() else values
+    return float(values.min()), float(values.max())

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from recon.datasets.bart import DIMENSIONS, bart_paths
 from recon.datasets.errors import StrPath
-from recon.datasets.fastmri import HEADER
 from recon.datasets.scan import acs_width, centre_crop
+from recon.datasets.scan_header import HEADER
 
 Array = Tensor | NDArray[Any]
 
@@ -98,16 +98,16 @@ def write_hdf5(
     """
     import h5py
 
-    arrays = {"reconstruction": _numbers("reconstruction", reconstruction, complex_too=False)}
+    arrays = {"reconstruction": as_numbers("reconstruction", reconstruction, complex_too=False)}
     shape = arrays["reconstruction"].shape
     if len(shape) != 3:
         raise ValueError(f"write_hdf5: reconstruction: want (slices, h, w), got {shape}")
     if std is not None:
-        arrays["std"] = _numbers("std", std, complex_too=False)
+        arrays["std"] = as_numbers("std", std, complex_too=False)
         if arrays["std"].shape != shape:
             raise ValueError(f"write_hdf5: std: want {shape}, got {arrays['std'].shape}")
     if samples is not None:
-        arrays["samples"] = _numbers("samples", samples, complex_too=True)
+        arrays["samples"] = as_numbers("samples", samples, complex_too=True)
         if arrays["samples"].ndim != 4 or arrays["samples"].shape[1:] != shape:
             got = arrays["samples"].shape
             raise ValueError(f"write_hdf5: samples: want (samples, {str(shape)[1:]}, got {got}")
@@ -119,6 +119,28 @@ def write_hdf5(
         for key, array in arrays.items():
             file.create_dataset(key, data=array)
         file.attrs.update(attributes or {})
+
+
+def write_submission(folder: StrPath, name: str, reconstruction: Array, *, v2: bool = False,
+                     overwrite: bool = False) -> Path:  # fmt: skip
+    """Write one volume for ``fastmri.evaluate`` or a leaderboard: ``<stem of name>.h5``, returned.
+
+    ``name`` is that of the measured file, as ``Scan.name``; ``v2`` adds the ``_v2`` of the knee
+    test set. ``reconstruction`` holds the magnitudes of all its slices in order, ``(slices, h,
+    w)``, cut to ``Scan.crop``; the file has it in float32 and nothing else.
+    """
+    if Path(name).name != name or not name.strip("."):
+        raise ValueError("write_submission: want the name of a file without folders, as Scan.name")
+    values = as_numbers("reconstruction", reconstruction, complex_too=False)
+    if values.ndim != 3:
+        raise ValueError(f"write_submission: want (slices, h, w), got {values.shape}")
+    for number, image in enumerate(values):
+        if not np.isfinite(image).all():
+            raise ValueError(f"write_submission: slice {number} holds NaN or infinity")
+    stem = Path(name).stem
+    path = Path(folder) / (f"{stem}_v2.h5" if v2 and not stem.endswith("_v2") else f"{stem}.h5")
+    write_hdf5(path, values, overwrite=overwrite)
+    return path
 
 
 def write_npz(path: StrPath, arrays: Mapping[str, Array | ArrayLike], *,
@@ -144,7 +166,7 @@ def write_cfl(path: StrPath, array: Array, *, overwrite: bool = False) -> None:
     ``datasets.to_bart_axes`` brings ``(slices, coils, H, W)`` into that order. Real input is stored
     with zero imaginary part.
     """
-    values = _numbers("array", array, complex_too=True)
+    values = as_numbers("array", array, complex_too=True)
     if values.ndim > DIMENSIONS or values.size == 0:
         raise ValueError(f"write_cfl: want 1 to {DIMENSIONS} axes, none empty, got {values.shape}")
     dims = values.shape + (1,) * (DIMENSIONS - values.ndim)
@@ -163,7 +185,7 @@ def write_fastmri(
     reference: Tensor | None = None,
     recon_size: tuple[int, int] | None = None,
     padding: tuple[int, int] | None = None,
-    field_of_view_mm: float = 220.0,
+    field_of_view_mm: float | tuple[float, float] = 220.0,
     attributes: Mapping[str, str | float | int] | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -173,8 +195,9 @@ def write_fastmri(
     ``mask`` the file gets a reference, by default the root-sum-of-squares of the coil images
     cut to ``recon_size`` (default: the square of the shorter side). With a bool ``mask`` ``(W,)``
     it has none, and unsampled columns are zero. With ``padding`` ``(left, right)`` only columns
-    ``[left, right)`` count as acquired and the others are zero too. ``attributes`` replace the
-    invented ones.
+    ``[left, right)`` count as acquired and the others are zero too. ``field_of_view_mm`` is that
+    of the reference along H and W, or one number for both. ``attributes`` replace the invented
+    ones.
     """
     import h5py
 
@@ -205,11 +228,12 @@ def write_fastmri(
     else:
         target = _target(kspace, size) if reference is None else reference
         key = "reconstruction_rss" if kspace.ndim == 4 else "reconstruction_esc"
-        arrays[key] = _numbers("reference", target, complex_too=False)
+        arrays[key] = as_numbers("reference", target, complex_too=False)
         own["max"] = float(arrays[key].max())
         own["norm"] = float(np.linalg.norm(arrays[key]))
-    arrays["kspace"] = _numbers("kspace", kspace, complex_too=True)
-    header = _header_xml((height, width), size, (left, right), field_of_view_mm)
+    arrays["kspace"] = as_numbers("kspace", kspace, complex_too=True)
+    fov = field_of_view_mm if isinstance(field_of_view_mm, tuple) else (field_of_view_mm,) * 2
+    header = _header_xml((height, width), size, (left, right), fov)
     with replacing(path, overwrite=overwrite) as (part,), h5py.File(part, "w") as file:
         for key, array in arrays.items():
             file.create_dataset(key, data=array)
@@ -226,12 +250,12 @@ def _target(kspace: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _header_xml(size: tuple[int, int], recon: tuple[int, int], padding: tuple[int, int],
-                fov: float) -> str:  # fmt: skip
+                fov: tuple[float, float]) -> str:  # fmt: skip
     """The elements of the scan header that fastMRI's own reader looks for."""
 
     def space(name: str, matrix: tuple[int, int]) -> str:
         # One pixel size for both: the encoded field of view is larger by what the crop removes.
-        x, y = (fov * n / m for n, m in zip(matrix, recon, strict=True))
+        x, y = (mm * n / m for mm, n, m in zip(fov, matrix, recon, strict=True))
         return (f"<{name}><matrixSize><x>{matrix[0]}</x><y>{matrix[1]}</y><z>1</z></matrixSize>"
                 f"<fieldOfView_mm><x>{x:.6g}</x><y>{y:.6g}</y><z>5</z></fieldOfView_mm>"
                 f"</{name}>")  # fmt: skip
@@ -254,7 +278,7 @@ def _host(x: Array | ArrayLike) -> NDArray[Any]:
     return x.detach().resolve_conj().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
 
 
-def _numbers(name: str, x: Array, complex_too: bool) -> NDArray[Any]:
+def as_numbers(name: str, x: Array, complex_too: bool) -> NDArray[Any]:
     """float32 or complex64 on the host."""
     array = _host(x)
     if array.dtype.kind == "c" and not complex_too:

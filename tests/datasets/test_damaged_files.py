@@ -44,7 +44,7 @@ def cut_short(path: Path) -> None:
         (lambda p: p.write_text("plain text"), "not a whole HDF5 file"),
         (lambda p: save(p, mask=np.ones(3), other=1), "kspace: no such key.*holds mask, other"),
         (lambda p: save(p, **{"kspace/inner": np.ones(3)}), "want an array, got a group"),
-        (lambda p: save(p, **{"dataset/data": 1, "dataset/xml": 1}), "ISMRMRD raw file"),
+        (lambda p: save(p, **{"dataset/data": 1, "dataset/xml": 1}), "dataset/data: want acqu"),
     ],
 )
 def test_damaged_files(tmp_path: Path, make: Callable[[Path], object], match: str) -> None:
@@ -72,7 +72,7 @@ def test_links_out_of_the_file_are_refused(tmp_path: Path) -> None:
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         datasets.open(tmp_path / "a.h5")
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(FormatError, match="a folder without DICOM files"):
         datasets.open(tmp_path)
 
 

@@ -1,5 +1,6 @@
 """fastMRI's HDF5 layout: values, masks, headers, and every damaged file users have met."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from recon import datasets
 from recon.datasets import FormatError
+from recon.datasets.fastmri import fully_sampled
+from recon.datasets.write import write_submission
 
 SHAPE = (3, 2, 12, 10)
 HEADER = "ismrmrd_header"
@@ -223,6 +226,92 @@ def test_zero_columns_without_a_mask_become_one(tmp_path: Path) -> None:
     assert not torch.equal(of_every_coil, column_mask())
 
 
+@pytest.mark.parametrize("sampled", [(1, 3, 4, 5, 6, 8), (3, 4, 5, 6), (2, 7)])
+def test_training_data_already_masked_are_reported(
+    tmp_path: Path, sampled: tuple[int, ...]
+) -> None:
+    """SNU challenge: of columns 2 to 7, which were acquired, how many are there?"""
+    kspace = torch.zeros(SHAPE, dtype=torch.complex64)
+    kspace[..., sampled] = noise(*SHAPE)[..., sampled]
+    path = save(tmp_path / "a.h5", kspace=kspace, **{HEADER: header(centre=3, last=5)})
+    scan, about = datasets.open(path), datasets.describe(path)
+    inside = sum(2 <= column <= 7 for column in sampled)
+    centre = 0 if 5 not in sampled else 4
+    assert not fully_sampled(scan)
+    note = str(scan.attributes["note"])
+    assert f"{len(sampled)} of 10 columns are not zero" in note
+    assert (f"{inside / 6:.3g} of what was acquired is there, {centre} columns about the centre"
+            in note)  # fmt: skip
+    assert about["acs_width"] == centre
+    of_the_whole_width = len(sampled) / 10  # the planted fault: padding counts as missing
+    assert f"{of_the_whole_width:.3g} of what was acquired" not in note
+
+
+def test_padding_alone_is_no_undersampling(tmp_path: Path) -> None:
+    datasets.write_fastmri(tmp_path / "a.h5", noise(*SHAPE), padding=(1, 8))
+    scan = datasets.open(tmp_path / "a.h5")
+    assert scan.mask is not None
+    assert scan.mask.nonzero().flatten().tolist() == list(range(1, 8))
+    assert "the others are padding" in str(scan.attributes["note"])
+    assert "of what was acquired" not in str(scan.attributes["note"])
+    assert fully_sampled(scan)
+    cropped = {**scan.attributes, "encoded_y": 20}  # its header speaks of other columns
+    assert not fully_sampled(scan._replace(attributes=cropped))
+    assert not fully_sampled(scan._replace(attributes={}))
+    assert fully_sampled(scan._replace(mask=None))
+
+
+def test_points_without_a_mask_become_one(tmp_path: Path) -> None:
+    """Undersampled in both directions, no column is empty: by columns nothing would be missing."""
+    points = torch.rand(12, 10, generator=torch.Generator().manual_seed(2)) < 0.6
+    kspace = torch.where(points, noise(*SHAPE), 0)
+    assert bool((kspace != 0).any(-2).all())  # the planted fault: a mask of columns is full
+    scan = datasets.open(save(tmp_path / "a.h5", kspace=kspace))
+    assert scan.mask is not None
+    assert torch.equal(scan.mask, points)
+    assert f"{int(points.sum())} of 120 points are not zero" in str(scan.attributes["note"])
+
+
+def test_slices_undersampled_each_in_its_way(tmp_path: Path) -> None:
+    """Taken together no column is empty, and zeros would pass for measurements."""
+    masks = (torch.arange(10) + torch.arange(3).view(3, 1, 1, 1)) % 3 != 0
+    kspace = torch.where(masks, noise(*SHAPE), 0)
+    assert bool((kspace != 0).flatten(0, 2).any(0).all())  # the planted fault: all slices at once
+    path = save(tmp_path / "a.h5", kspace=kspace)
+    with pytest.raises(FormatError, match="kspace: slices have zeros in different columns"):
+        datasets.open(path)
+    for i in range(3):
+        mask = datasets.open(path, slice(i, i + 1)).mask
+        assert mask is not None
+        assert torch.equal(mask, masks[i].flatten())
+    kspace = torch.where(masks[:1], noise(*SHAPE), 0)
+    kspace[1] = 0  # an empty slice says nothing of columns
+    mask = datasets.open(save(tmp_path / "b.h5", kspace=kspace)).mask
+    assert mask is not None
+    assert torch.equal(mask, masks[0].flatten())
+
+
+def test_zero_rows_are_readout_padding(tmp_path: Path) -> None:
+    """GE without oversampling, padded along the readout: a band limit, not missing data."""
+    kspace = noise(*SHAPE)
+    kspace[:, :, :2] = kspace[:, :, -2:] = 0
+    scan = datasets.open(save(tmp_path / "a.h5", kspace=kspace))
+    assert scan.mask is None
+    assert "4 of 12 rows are zero" in str(scan.attributes["note"])
+    scan = datasets.open(save(tmp_path / "b.h5", kspace=torch.where(column_mask(), kspace, 0)))
+    assert scan.mask is not None
+    assert torch.equal(scan.mask, column_mask())
+
+
+def test_empty_columns_in_the_mask_are_reported(tmp_path: Path) -> None:
+    """The mask of another k-space, or of none: zeros would count as measurements unsaid."""
+    kspace = torch.where(column_mask(), noise(*SHAPE), 0)
+    scan = datasets.open(save(tmp_path / "a.h5", kspace=kspace, mask=np.ones(10)))
+    assert "5 columns sampled by the mask hold nothing but zeros" in str(scan.attributes["note"])
+    scan = datasets.open(save(tmp_path / "b.h5", kspace=kspace, mask=column_mask()))
+    assert "hold nothing" not in str(scan.attributes["note"])
+
+
 def test_padded_columns_leave_the_mask(tmp_path: Path) -> None:
     """centre 3, maximum 5 of 10 columns: acquired are 10 // 2 - 3 = 2 up to 2 + 5 = 7."""
     kspace = noise(*SHAPE)
@@ -291,11 +380,76 @@ BOMB = '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><ismrmrdHeader>&b;<
         (7, "want XML text"),
         (header(centre=-3), "encodingLimits/kspace_encoding_step_1/center: want a number"),
         (header().replace("<x>12</x>", "<x>1e999</x>"), "encodedSpace/matrixSize/x: want a number"),
+        (header().replace("<x>12</x>", "<x>12.5</x>"), "matrixSize/x: want a whole number, got 12"),
+        (header().replace("<x>12</x>", "<x/>"), "matrixSize/x: want a number, got None"),
     ],
 )
 def test_bad_headers(raw: Any, match: str) -> None:
     with pytest.raises(FormatError, match=match):
         datasets.parse_header("folder/a.h5", raw)
+
+
+M4RAW = (
+    '<ns0:ismrmrdHeader xmlns:ns0="http://www.ismrm.org/ISMRMRD">'
+    "<ns0:measurementInformation><ns0:repetitionInformation>2</ns0:repetitionInformation>"
+    "</ns0:measurementInformation><ns0:sequenceParameters><ns0:echo_spacing>N/A</ns0:echo_spacing>"
+    "</ns0:sequenceParameters><ns0:encoding><ns0:encodedSpace><ns0:matrixSize><ns0:x>12</ns0:x>"
+    "<ns0:y>10</ns0:y></ns0:matrixSize></ns0:encodedSpace></ns0:encoding></ns0:ismrmrdHeader>"
+)
+
+
+def test_m4raw_header(tmp_path: Path) -> None:
+    """Unknown elements and missing ones, which ISMRMRD's own schema refuses."""
+    assert datasets.parse_header("a.h5", M4RAW) == datasets.Header((12, 10, 1))
+    path = save(tmp_path / "a.h5", kspace=noise(*SHAPE), **{HEADER: M4RAW})
+    assert datasets.open(path).crop is None
+
+
+def test_the_first_encoding_counts() -> None:
+    """fastMRI's reader takes the first match in the document; so do we, in an encoding only."""
+    space = "<encodedSpace><matrixSize><x>{}</x><y>10</y></matrixSize></encodedSpace>"
+    two = "".join(f"<encoding>{space.format(x)}</encoding>" for x in (12, 99))
+    text = f"<ismrmrdHeader>{space.format(7)}{two}</ismrmrdHeader>"
+    assert datasets.parse_header("a.h5", text).encoded_size == (12, 10, 1)
+
+
+@pytest.mark.parametrize("width", [10, 11])
+@pytest.mark.parametrize(("centre", "last"), [(5, 9), (3, 5), (2, 7), (5, 10), (0, 4)])
+def test_padding_by_hand(tmp_path: Path, width: int, centre: int, last: int) -> None:
+    """Column ``centre`` of the acquired ones lies at ``width // 2``, odd widths too."""
+    left = 5 - centre
+    text = header(encoded=(12, width), centre=centre, last=last)
+    assert datasets.parse_header("a.h5", text).padding == (left, left + last + 1)
+    path = save(tmp_path / "a.h5", kspace=noise(3, 2, 12, width), **{HEADER: text})
+    attributes = datasets.open(path).attributes
+    assert (attributes["padding_left"], attributes["padding_right"]) == (left, left + last + 1)
+
+
+def test_a_header_of_more_slices_than_the_file(tmp_path: Path) -> None:
+    """The brain release is a part of what was scanned: the array says how many slices."""
+    limits = "<encodingLimits><slice><minimum>0</minimum><maximum>31</maximum></slice>"
+    text = header().replace("<encodingLimits>", limits)
+    path = save(tmp_path / "a.h5", kspace=noise(*SHAPE), **{HEADER: text})
+    assert len(datasets.open(path).kspace) == datasets.describe(path)["slices"] == 3
+
+
+def test_half_the_readout_is_not_swapped(tmp_path: Path) -> None:
+    """Oversampling removed from a square encoding: W equals the readout, and the phase encoding."""
+    text = header(encoded=(12, 12))
+    path = save(tmp_path / "a.h5", kspace=noise(3, 2, 6, 12), **{HEADER: text})
+    assert "k-space is 6 x 12, the header says 12 x 12" in str(datasets.open(path).attributes)
+
+
+def test_pixels_are_those_of_the_kspace(tmp_path: Path) -> None:
+    """The scanner interpolated 12 x 10 to 24 x 20 pixels; the k-space still gives 12 x 10."""
+    fov = "<fieldOfView_mm><x>{}</x><y>{}</y><z>5</z></fieldOfView_mm></{}>"
+    text = header(recon=(24, 20))
+    for space in ("encodedSpace", "reconSpace"):
+        text = text.replace(f"</{space}>", fov.format(240, 220, space))
+    scan = datasets.open(save(tmp_path / "a.h5", kspace=noise(*SHAPE), **{HEADER: text}))
+    assert (scan.attributes["pixel_x_mm"], scan.attributes["pixel_y_mm"]) == (20.0, 22.0)
+    assert "pixels along x are 20 mm by the encoded space, 10 mm" in str(scan.attributes["note"])
+    assert scan.crop == (10, 10)
 
 
 def test_swapped_axes_are_refused(tmp_path: Path) -> None:
@@ -310,6 +464,8 @@ def test_crop_rules(tmp_path: Path) -> None:
 
     assert crop("none.h5") is None
     assert crop("narrow.h5", **{HEADER: header(recon=(12, 11))}) == (10, 10)  # FLAIR 203
+    assert crop("none.h5", **{HEADER: header(recon=(0, 0))}) is None
+    assert crop("ge.h5", **{HEADER: header(recon=(12, 10))}) == (12, 10)  # not oversampled
     assert crop("short.h5", **{HEADER: header(recon=(20, 9))}) == (12, 9)
     target = np.ones((3, 7, 5), np.float32)
     assert crop("target.h5", reconstruction_rss=target, **{HEADER: header()}) == (7, 5)
@@ -330,10 +486,11 @@ def test_other_precisions_are_cast(tmp_path: Path, dtype: Any) -> None:
 @pytest.mark.parametrize(
     ("kspace", "match"),
     [
-        (np.zeros((3, 12, 10), [("real", "f4"), ("imag", "f4")]), r"records \('real', 'imag'\)"),
+        (np.zeros((3, 12, 10), [("real", "i2"), ("imag", "i2")]), r"records \('real', 'imag'\)"),
+        (np.zeros((3, 12, 10), [("real", "f4"), ("gain", "f4")]), r"records \('real', 'gain'\)"),
         (np.zeros((3, 12, 10, 2), np.float32), "real and imaginary parts in the last axis"),
-        (np.zeros((3, 2, 12, 10, 2), np.float32), "5-d k-space"),
-        (np.zeros((2, 3, 2, 12, 10), np.complex64), "5-d k-space"),
+        (np.zeros((3, 2, 12, 10, 2), np.float64), "real and imaginary parts in the last axis"),
+        (np.zeros((2, 3, 2, 12, 10), np.complex64), "5-d k-space .*averages in fastMRI prostate"),
         (np.zeros((12, 10), np.complex64), r"want \(slices, coils, H, W\)"),
         (np.zeros((0, 2, 12, 10), np.complex64), "holds nothing"),
         (np.zeros((3, 12, 10), np.int16), "want complex64 values, got int16"),
@@ -343,6 +500,35 @@ def test_other_precisions_are_cast(tmp_path: Path, dtype: Any) -> None:
 def test_bad_kspace(tmp_path: Path, kspace: Any, match: str) -> None:
     with pytest.raises(FormatError, match=r"a\.h5: kspace: .*" + match):
         datasets.open(save(tmp_path / "a.h5", kspace=kspace))
+
+
+def records(names: tuple[str, str], dtype: str, swapped: bool) -> Any:
+    """Complex noise as a compound dataset; ``swapped`` stores the imaginary part first."""
+    values = noise(*SHAPE).numpy()
+    fields = [(name, dtype) for name in (reversed(names) if swapped else names)]
+    array = np.empty(SHAPE, fields)
+    array[names[0]], array[names[1]] = values.real, values.imag
+    return array
+
+
+def by_position(array: Any) -> Any:
+    """The planted fault: the first field taken as the real part."""
+    first, second = array.dtype.names
+    return array[first] + 1j * array[second]
+
+
+@pytest.mark.parametrize("names", [("real", "imag"), ("r", "i")])
+@pytest.mark.parametrize("dtype", ["<f4", ">f4", "<f8"])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_records_of_real_and_imaginary_part(
+    tmp_path: Path, names: tuple[str, str], dtype: str, swapped: bool
+) -> None:
+    array = records(names, dtype, swapped)
+    scan = datasets.open(save(tmp_path / "a.h5", kspace=array))
+    assert torch.equal(scan.kspace, noise(*SHAPE))
+    assert ("cast to complex64" in str(scan.attributes["note"])) == (dtype == "<f8")
+    if swapped:
+        assert not np.array_equal(by_position(array), noise(*SHAPE))
 
 
 @pytest.mark.parametrize("value", [complex(float("nan"), 0), complex(0, float("-inf"))])
@@ -379,3 +565,117 @@ def test_bad_references(tmp_path: Path, reference: Any, match: str) -> None:
     path = save(tmp_path / "a.h5", kspace=noise(*SHAPE), reconstruction_rss=reference)
     with pytest.raises(FormatError, match=match):
         datasets.open(path)
+
+
+def test_reference_of_other_precision_is_cast(tmp_path: Path) -> None:
+    reference = np.random.default_rng(0).random((3, 6, 6))
+    path = save(tmp_path / "a.h5", kspace=noise(*SHAPE), reconstruction_rss=reference)
+    scan = datasets.open(path)
+    assert scan.reference is not None
+    assert np.array_equal(scan.reference, reference.astype(np.float32))
+    assert "reconstruction_rss was float64, cast to float32" in str(scan.attributes["note"])
+    with h5py.File(path, "r+") as file:  # a note of the file's own stays
+        file.attrs["note"] = "coil 3 was off"
+    note = str(datasets.open(path).attributes["note"])
+    assert note.startswith("coil 3 was off; no ismrmrd_header")
+
+
+def test_attributes_that_may_name_a_patient_are_left_out(tmp_path: Path) -> None:
+    secrets = {"patient_id": "DOE1", "PatientName": "DOE2", "StudyInstanceUID": "1.2.DOE3"}
+    datasets.write_fastmri(tmp_path / "a.h5", noise(*SHAPE),
+                           attributes={**secrets, "acquisition": "AXT1", "max": 2.5})  # fmt: skip
+    for found in (datasets.open(tmp_path / "a.h5"), datasets.describe(tmp_path / "a.h5")):
+        assert "DOE" not in repr(found)
+    attributes = datasets.open(tmp_path / "a.h5").attributes
+    assert (attributes["acquisition"], attributes["max"]) == ("AXT1", 2.5)
+    assert attributes["note"] == ("left out, as they may name a patient: PatientName, "
+                                  "StudyInstanceUID")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arrays", "match"),
+    [
+        ({HEADER: header(encoded=(10, 12))}, "are swapped"),
+        ({HEADER: BOMB}, "DOCTYPE"),
+        ({"mask": np.ones(9)}, "mask: has 9 columns"),
+        ({"reconstruction_rss": np.ones((2, 6, 6))}, r"reconstruction_rss: want \(3, h, w\)"),
+    ],
+)
+def test_faults_show_before_kspace_is_read(
+    tmp_path: Path, arrays: dict[str, Any], match: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``layout_fastmri`` finds what :class:`Slices` must know before a night's work."""
+
+    def reading(*_: object) -> None:
+        raise AssertionError("k-space was read")
+
+    path = save(tmp_path / "a.h5", kspace=noise(*SHAPE), **arrays)
+    monkeypatch.setattr("recon.datasets.fastmri.to_complex64", reading)
+    with pytest.raises(FormatError, match=match):
+        datasets.describe(path)
+
+
+# Submissions
+
+
+def check_submission(path: Path, name: str, want: Tensor) -> None:
+    """One array of float32 with the slices in order, nothing besides."""
+    assert path.name == name
+    with h5py.File(path) as file:
+        assert list(file) == ["reconstruction"]
+        assert not file.attrs
+        data = file["reconstruction"]
+        assert data.dtype == np.float32
+        assert not data.attrs
+        assert data.shape == tuple(want.shape)
+        assert np.array_equal(data, want)
+
+
+def reversed_slices(folder: Path, name: str, x: Tensor, **options: Any) -> Path:
+    return write_submission(folder, name, x.flip(0), **options)
+
+
+def with_attributes(folder: Path, name: str, x: Tensor) -> Path:
+    datasets.write_hdf5(folder / name, x, attributes={"sampler": "dds"})
+    return folder / name
+
+
+def double(folder: Path, name: str, x: Tensor) -> Path:
+    save(folder / name, reconstruction=x.double())
+    return folder / name
+
+
+def test_submission(tmp_path: Path) -> None:
+    image = torch.rand(3, 5, 4, generator=torch.Generator().manual_seed(0))
+    write = write_submission
+    check_submission(write(tmp_path, "file1000000.h5", image.double()), "file1000000.h5", image)
+    check_submission(write(tmp_path, "scan.v1.cfl", image, v2=True), "scan.v1_v2.h5", image)
+    check_submission(write(tmp_path, "a_v2.h5", image, v2=True), "a_v2.h5", image)
+    faults: list[Callable[..., Path]] = [reversed_slices, with_attributes, double]
+    for number, fault in enumerate(faults):
+        with pytest.raises(AssertionError):
+            check_submission(fault(tmp_path, f"{number}.h5", image), f"{number}.h5", image)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "match"),
+    [
+        ("../a.h5", 1.0, "a file without folders"),
+        ("..", 1.0, "a file without folders"),
+        ("", 1.0, "a file without folders"),
+        ("a.h5", float("nan"), "slice 2 holds NaN or infinity"),
+        ("a.h5", 1j, r"want real.*\.abs\(\)"),
+    ],
+)
+def test_bad_submissions(tmp_path: Path, name: str, value: complex, match: str) -> None:
+    images = torch.ones(3, 5, 4, dtype=torch.complex64 if value == 1j else torch.float32)
+    images[2, 0, 0] = torch.tensor(value)
+    with pytest.raises(ValueError, match=match):
+        write_submission(tmp_path, name, images)
+    with pytest.raises(ValueError, match=r"want \(slices, h, w\), got \(5, 4\)"):
+        write_submission(tmp_path, "a.h5", torch.ones(5, 4))
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a.h5").write_text("precious")
+    with pytest.raises(FileExistsError):
+        write_submission(tmp_path, "a.h5", torch.ones(1, 5, 4))
+    assert (tmp_path / "a.h5").read_text() == "precious"

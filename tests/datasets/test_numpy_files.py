@@ -140,9 +140,7 @@ def test_contents_decide_not_the_suffix(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "match"),
     [
-        ("a.dcm", b"\0" * 128 + b"DICM", r"a\.dcm: a DICOM file"),
-        ("a.nii.gz", b"\x1f\x8b", "a NIfTI image"),
-        ("a.dat", b"\0" * 64, "a Siemens raw file"),
+        ("a.dat", b"\0" * 64, "of no known kind: want"),
         ("a.txt", b"hello", "of no known kind: want"),
         ("a.npz", b"", "the file is empty"),
     ],
@@ -202,6 +200,4 @@ def test_centre_crop_refuses_what_does_not_fit() -> None:
 def test_real_files_of_other_kinds() -> None:
     with pytest.raises(FormatError, match=r"tooth\.h5: kspace: no such key.*exchange"):
         datasets.open(DATA / "tooth.h5")
-    with pytest.raises(FormatError, match=r"gre\.dat: a Siemens raw file"):
-        datasets.open(DATA / "gre.dat")
     assert datasets.describe(DATA / "tooth.h5")["keys"]["exchange/data"]["shape"] == (181, 2, 640)
