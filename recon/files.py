@@ -3,6 +3,7 @@
 import math
 import sys
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,12 +11,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from recon import datasets, metrics, priors
-from recon.datasets import Scan
-from recon.mri import Problem, cropped, problem, undersampling
+from recon import ct, datasets, metrics, priors
+from recon.datasets import Projections, Scan, Volume
+from recon.mri import cropped, problem, undersampling, whitened
+from recon.operators import CartesianMRI, LinearOperator
+from recon.outputs import FORMATS, Origin, origin_of, results_of, write_result
+from recon.problem import Problem
 from recon.reconstruct import Reconstruction, is_classical, reconstruct, sampler_named
 from recon.report import panels
 from recon.report.figure import Panel
+from recon.simulate import simulated_scan
 
 
 class Settings(NamedTuple):
@@ -36,25 +41,45 @@ class Settings(NamedTuple):
     acceleration: int = 4
     center_fraction: float = 0.08
     mask_seed: int | None = None
+    views: int | None = None
+    unit: str | None = None
+    series: str | None = None
     slices: slice | None = None
     noise_std: float | None = None
     calibration: int | None = None
     baseline_weight: float = 1e-3
-    suffix: str = "h5"
+    format: str = "h5"
+    deidentify: bool = False
     overwrite: bool = False
+
+
+class Opened(NamedTuple):
+    """A file's measurements, or those simulated from its images."""
+
+    data: Scan | Projections
+    mask: Tensor | None  # of k-space
+    operator: LinearOperator | None  # of projections
+    noise_std: float | None  # where given, or measured by the file
+    origin: Origin
 
 
 def reconstruct_file(files: Sequence[Path], out: Path, settings: Settings,
                      say: Callable[[str], None] = print) -> None:
     """Reconstruct each file into ``out``; what can be refused is refused before the first slice.
 
-    Writes ``NAME_recon.<suffix>`` in the units of the file, cropped as the file says, and
-    ``NAME_recon.png`` of the middle slice: zero-filled, TV, mean, std and, where the file holds a
-    reference or full k-space, the error. Pixels that no coil sees (maps of zero) are zero.
+    Writes ``NAME_recon`` in the wanted format and the units of the file, cropped as the file says,
+    and ``NAME_recon.png`` of the middle slice: zero-filled (of k-space), TV, mean, std and, where
+    there is a reference or full k-space, the error. Pixels that no coil sees (maps of zero) are
+    zero. Images are measured by simulation: k-space with ``mask``, projections with ``views``.
     """
     classical = is_classical(sampler_named(settings.sampler))
     if settings.noise_std is not None and not 0 <= settings.noise_std < math.inf:
         raise ValueError(f"noise_std wants a finite number >= 0, got {settings.noise_std}")
+    if settings.format not in FORMATS:
+        raise ValueError(f"format wants one of {', '.join(FORMATS)}, got {settings.format!r}")
+    if settings.deidentify and settings.format != "dicom":
+        raise ValueError("--deidentify is for --format dicom: no other result holds anything of "
+                         "the patient")
     chosen = settings.slices or slice(None)
     if min(chosen.start or 0, chosen.stop or 0) < 0:
         raise ValueError(f"slices want numbers >= 0, got {chosen}")
@@ -63,7 +88,7 @@ def reconstruct_file(files: Sequence[Path], out: Path, settings: Settings,
     if not classical:
         prior = priors.load(settings.prior, precision=settings.precision, device=settings.device)
     for path in files[1:]:  # the first one's turn is now; hours of it must not hide another's fault
-        _opened(path, settings)
+        opened(path, settings)
     for path, target in zip(files, targets, strict=True):
         _one(path, target, prior, settings, say)
 
@@ -74,77 +99,133 @@ def refuse_results(paths: Iterable[Path], overwrite: bool) -> None:
         folder = path.parent
         if folder.exists() and not folder.is_dir():
             raise NotADirectoryError(f"{folder.name} is a file, not a folder: choose another --out")
-        if folder.is_dir():
+        if folder.is_dir() and path.name.endswith("_dicom"):
+            datasets.refuse_existing_folder(path, overwrite)
+        elif folder.is_dir():
             datasets.refuse_existing(path, overwrite)
 
 
 def _targets(files: Sequence[Path], out: Path, settings: Settings) -> list[Path]:
-    known = (".h5", ".hdf5", ".npz", ".npy", ".cfl", ".hdr")  # BART's scan.v2 has no suffix
-    stems = [path.stem if path.suffix in known else path.name for path in files]
+    stems = [datasets.stem(path) for path in files]
     if len(set(stems)) < len(stems):
         raise ValueError("two files have one name, and would overwrite each other's result: "
                          "reconstruct them into different folders")
-    targets = [out / f"{stem}_recon.{settings.suffix}" for stem in stems]
-    suffixes = [f".{settings.suffix}", ".png", *([".hdr"] if settings.suffix == "cfl" else [])]
-    refuse_results((t.with_suffix(suffix) for t in targets for suffix in suffixes),
+    targets = [out / f"{stem}_recon" for stem in stems]
+    refuse_results((path for t in targets for path in results_of(t, settings.format)),
                    settings.overwrite)
     return targets
 
 
-def _opened(path: Path, settings: Settings) -> tuple[Scan, Tensor]:
-    """A file with its mask, refused if damaged, not finite or without the wanted slices."""
-    scan = datasets.open(path, settings.slices)
-    mask = undersampling(scan, settings.mask, acceleration=settings.acceleration,
+def opened(path: Path, settings: Settings) -> Opened:
+    """A file with its sampling, refused if damaged, not finite or without the wanted slices."""
+    found = datasets.open(path, settings.slices, series=settings.series)
+    first = (settings.slices.start or 0) if settings.slices else 0
+    if isinstance(found, Scan):
+        if settings.views is not None:
+            raise ValueError(f"{path.name} holds k-space, which has no views: leave --views out")
+        scan, std = whitened(found)
+        origin = origin_of(path, None, found.attributes, len(found.kspace), first)
+        return Opened(scan, _mask(scan, settings), None, _noise(settings, std), origin)
+    if settings.mask is not None and not isinstance(found, Volume):
+        raise ValueError(f"{path.name} holds projections, which have no k-space columns: leave "
+                         "--mask out")
+    if isinstance(found, Projections):
+        projections = ct.chosen_views(found, settings.views)
+        return Opened(projections, None, ct.operator_of(projections), settings.noise_std, Origin())
+    if settings.unit is not None:
+        found = found._replace(unit=settings.unit)
+    if (settings.mask is None) == (settings.views is None):
+        raise ValueError(f"{path.name} holds images, not measurements: pass --views N to simulate "
+                         "CT projections of them (images in HU), or --mask to simulate "
+                         "undersampled MR k-space")
+    origin = origin_of(path, found, found.attributes, len(found.values), first,
+                       settings.series)
+    seed = zlib.crc32(path.name.encode()) + first
+    if settings.views is not None:
+        projections = ct.simulated_projections(found, settings.views, seed=seed)
+        return Opened(projections, None, ct.operator_of(projections), settings.noise_std, origin)
+    scan = simulated_scan(found, seed=seed)
+    return Opened(scan, _mask(scan, settings), None, settings.noise_std, origin)
+
+
+def _mask(scan: Scan, settings: Settings) -> Tensor:
+    return undersampling(scan, settings.mask, acceleration=settings.acceleration,
                          center_fraction=settings.center_fraction, seed=settings.mask_seed)
-    return scan, mask
+
+
+def _noise(settings: Settings, measured: float | None) -> float | None:
+    return measured if settings.noise_std is None else settings.noise_std
+
+
+def _problem(case: Opened, index: int, settings: Settings) -> Problem[LinearOperator]:
+    if isinstance(case.data, Projections):
+        assert case.operator is not None
+        return ct.problem(case.data, index, case.operator, noise_std=case.noise_std)
+    assert case.mask is not None
+    rows = min(24, case.data.kspace.shape[-2])
+    centre = None if settings.calibration is None else (rows, settings.calibration)
+    return problem(case.data, index, case.mask, calibration=centre, noise_std=case.noise_std)
 
 
 def _one(path: Path, target: Path, prior: priors.Prior | None, settings: Settings,
          say: Callable[[str], None]) -> None:
-    scan, mask = _opened(path, settings)
-    if "note" in scan.attributes:
-        say(f"{path.name}: {scan.attributes['note']}")
-    count = len(scan.kspace)
-    say(f"{path.name}: {count} slice(s), {scan.kspace.shape[1]} coil(s), "
-        f"{float(mask.float().mean()):.0%} of k-space sampled")
+    case = opened(path, settings)
+    data = case.data
+    if "note" in data.attributes:
+        say(f"{path.name}: {data.attributes['note']}")
+    if isinstance(data, Scan):
+        count, sampled = len(data.kspace), float(_of(case.mask).float().mean())
+        say(f"{path.name}: {count} slice(s), {data.kspace.shape[1]} coil(s), "
+            f"{sampled:.0%} of k-space sampled")
+    else:
+        count = len(data.values)
+        say(f"{path.name}: {count} slice(s), {len(data.angles)} views of "
+            f"{data.values.shape[-1]} bins")
     numbers = range(sys.maxsize)[settings.slices or slice(None)][:count]  # in the file
     shown = count // 2
     draws, told = [], []
-    rows = min(24, scan.kspace.shape[-2])
-    centre = None if settings.calibration is None else (rows, settings.calibration)
     for i, number in enumerate(numbers):
-        case = problem(scan, i, mask, calibration=centre, noise_std=settings.noise_std)
+        one = _problem(case, i, settings)
         target.parent.mkdir(parents=True, exist_ok=True)
-        empty = "" if bool(case.y.any()) else ": all zero, and so is its result"
-        say(f"{path.name}: slice {number} ({i + 1} of {count}), noise {case.noise_std:.3g}{empty}")
-        found = _slice(case, prior, settings, settings.seed + number)
-        draws.append(cropped(found.samples.cpu(), scan))
+        empty = "" if bool(one.y.any()) else ": all zero, and so is its result"
+        say(f"{path.name}: slice {number} ({i + 1} of {count}), noise {one.noise_std:.3g}{empty}")
+        found = _slice(one, prior, settings, settings.seed + number)
+        draws.append(_cut(found.samples.cpu(), data))
         told.append(found.settings)
         if i == shown:
-            kept = case
-    whole = Reconstruction(torch.stack(draws, 1), _together(told, path, numbers, settings))
-    whole.save(target, overwrite=settings.overwrite)
-    left_out = not bool(mask.all())
-    _figure(target.with_suffix(".png"), scan, kept, whole, shown, left_out,
-            f"{scan.name}, slice {numbers[shown]}", settings)
-    say(f"wrote {target} and {target.with_suffix('.png').name}")
+            kept = one
+    whole = Reconstruction(torch.stack(draws, 1), _together(told, path, numbers, case, settings))
+    in_hu = case.origin.unit == "HU"
+    result = Reconstruction(metrics.mu_to_hu(whole.samples), whole.settings) if in_hu else whole
+    description = f"recon {settings.sampler}, {len(whole.samples)} draw(s)"
+    written = write_result(target, settings.format, result, case.origin, description=description,
+                           deidentify=settings.deidentify, overwrite=settings.overwrite)
+    figure = target.with_name(f"{target.name}.png")
+    _figure(figure, case, kept, whole, shown, f"{data.name}, slice {numbers[shown]}", settings)
+    say("wrote " + ", ".join([str(written[0]), *(p.name for p in (*written[1:], figure))]))
 
 
-def _together(told: Sequence[dict[str, Any]], path: Path, numbers: range,
+def _together(told: Sequence[dict[str, Any]], path: Path, numbers: range, case: Opened,
               settings: Settings) -> dict[str, Any]:
     """The settings of one run for all its slices."""
     found = {**told[0], "seed": settings.seed, "file": path.name, "slices": list(numbers),
-             "mask": settings.mask or "of the file"}
+             "unit": "HU" if case.origin.unit == "HU" else "of the file"}
     found |= {key: [each[key] for each in told] for key in ("noise_std", "scale") if key in found}
+    if isinstance(case.data, Projections):
+        found["views"] = len(case.data.angles)
+    else:
+        found["mask"] = settings.mask or "of the file"
     if settings.mask:
         found |= {key: getattr(settings, key)
                   for key in ("acceleration", "center_fraction", "mask_seed")}
     if "scale" in found:
         found["prior"] = settings.prior
+    if "note" in case.data.attributes:
+        found["note"] = case.data.attributes["note"]
     return found
 
 
-def _slice(case: Problem, prior: priors.Prior | None, settings: Settings,
+def _slice(case: Problem[LinearOperator], prior: priors.Prior | None, settings: Settings,
            seed: int) -> Reconstruction:
     chosen: dict[str, Any] = {} if settings.steps is None else {"steps": settings.steps}
     if prior is None:
@@ -153,33 +234,46 @@ def _slice(case: Problem, prior: priors.Prior | None, settings: Settings,
         chosen["samples"] = settings.samples
     found = _run(case, prior, settings.sampler, settings.device, noise_std=case.noise_std,
                  seed=seed, progress=True, **chosen)
-    if case.operator.maps is None:
+    operator = case.operator
+    if not isinstance(operator, CartesianMRI) or operator.maps is None:
         return found
     # where no coil sees, nothing is measured and a sample would show what the prior makes up
-    seen = case.operator.maps.abs().amax(-3, keepdim=True) > 0
+    seen = operator.maps.abs().amax(-3, keepdim=True) > 0
     return Reconstruction(torch.where(seen, found.samples, 0), found.settings)
 
 
-def _run(case: Problem, prior: priors.Prior | None, sampler: str, device: str,
+def _run(case: Problem[LinearOperator], prior: priors.Prior | None, sampler: str, device: str,
          **chosen: Any) -> Reconstruction:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "measurements are all zero")  # told with its number
         return reconstruct(case.y.to(device), case.operator.to(device), prior, sampler, **chosen)
 
 
-def _figure(path: Path, scan: Scan, case: Problem, whole: Reconstruction, index: int,
-            left_out: bool, title: str, settings: Settings) -> None:
-    tv = _run(case, None, "tv", settings.device, weight=settings.baseline_weight).mean
-    zero_filled = case.operator.adjoint(case.y.to(settings.device))
-    draws = len(whole.samples)
-    images: dict[str, Tensor] = {
-        "zero-filled": cropped(zero_filled, scan)[0].abs().cpu(),
-        "TV": cropped(tv, scan)[0].abs().cpu(),
-        settings.sampler + (f", mean of {draws}" if draws > 1 else ""): whole.mean[index, 0].abs()}
-    mean = list(images.values())[-1]
+def _cut(image: Tensor, data: Scan | Projections) -> Tensor:
+    return cropped(image, data) if isinstance(data, Scan) else image
+
+
+def _of(mask: Tensor | None) -> Tensor:
+    assert mask is not None
+    return mask
+
+
+def _figure(path: Path, opened: Opened, case: Problem[LinearOperator], whole: Reconstruction,
+            index: int, title: str, settings: Settings) -> None:
+    data, draws = opened.data, len(whole.samples)
+    images: dict[str, Tensor] = {}
+    if isinstance(data, Scan):
+        pulled = case.operator.adjoint(case.y.to(settings.device))
+        images["zero-filled"] = _cut(pulled, data)[0].abs().cpu()
+    if settings.sampler != "tv":
+        tv = _run(case, None, "tv", settings.device, weight=settings.baseline_weight).mean
+        images["TV"] = _cut(tv, data)[0].abs().cpu()
+    mean = whole.mean[index, 0].abs()
+    images[settings.sampler + (f", mean of {draws}" if draws > 1 else "")] = mean
     peak = float(mean.max())
     # fully sampled data would only be compared with themselves
-    reference = _reference(case, scan, mean) if left_out else None
+    left_out = isinstance(data, Projections) or not bool(_of(opened.mask).all())
+    reference = _reference(case, data, mean) if left_out else None
     captions = dict.fromkeys(images, "")
     if reference is not None:
         captions = {n: f"{float(metrics.psnr(x, reference)):.1f} dB" for n, x in images.items()}
@@ -193,10 +287,11 @@ def _figure(path: Path, scan: Scan, case: Problem, whole: Reconstruction, index:
     panels(path, row, peak=peak, title=title, overwrite=settings.overwrite)
 
 
-def _reference(case: Problem, scan: Scan, like: Tensor) -> Tensor | None:
+def _reference(case: Problem[LinearOperator], data: Scan | Projections,
+               like: Tensor) -> Tensor | None:
     if case.reference is None:
         return None
     image = case.reference[0].abs()
-    if image.shape == scan.kspace.shape[-2:]:
-        image = cropped(image, scan)
+    if isinstance(data, Scan) and image.shape == data.kspace.shape[-2:]:
+        image = cropped(image, data)
     return image if image.shape == like.shape and bool(image.any()) else None

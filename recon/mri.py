@@ -1,7 +1,6 @@
 """From a scan to what a sampler needs: measurements, operator, noise level."""
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,17 +8,9 @@ from torch import Tensor
 from recon.datasets import Scan, centre_crop
 from recon.operators import CartesianMRI
 from recon.operators.mri import espirit, masks
+from recon.problem import Problem
 
 MASK_KINDS = ("random", "equispaced", "equispaced_fraction", "magic", "magic_fraction")
-
-
-class Problem(NamedTuple):
-    """One slice to reconstruct."""
-
-    y: Tensor  # (coils, height, width)
-    operator: CartesianMRI
-    noise_std: float
-    reference: Tensor | None  # complex (1, height, width), or the file's own magnitude, cropped
 
 
 def undersampling(scan: Scan, kind: str | None, *, acceleration: int = 4,
@@ -41,49 +32,91 @@ def undersampling(scan: Scan, kind: str | None, *, acceleration: int = 4,
 
 
 def problem(scan: Scan, index: int, mask: Tensor, *,
-            calibration: int | tuple[int, int] | None = None,
-            noise_std: float | None = None) -> Problem:
+            calibration: int | tuple[int, int] | None = None, noise_std: float | None = None,
+            maps: Tensor | None = None) -> Problem[CartesianMRI]:
     """The measurements and the operator of one slice; coil maps from the centre lines only.
 
-    Maps are the file's where it has them, else ESPIRiT from the fully sampled centre of ``mask``:
-    at most 24 readout rows and 24 columns, unless ``calibration`` says (one side, or rows and
-    columns).
+    Without ``maps`` they are the file's, and where it has none those of :func:`coil_maps`.
     ``noise_std`` is estimated from the corners of k-space where not given. Raises ValueError for
     a slice with NaN or infinity, and where maps are needed and the centre is too narrow for them.
     """
-    kspace = scan.kspace[index]
-    if not bool(torch.isfinite(kspace).all()):
-        raise ValueError(f"slice {index} of {scan.name} holds NaN or infinity: leave it out with "
-                         "--slices, or mend the file")
-    coils, height, width = kspace.shape
-    if tuple(mask.shape) not in ((width,), (height, width)):
-        got = f"{len(mask)} columns" if mask.ndim == 1 else f"shape {tuple(mask.shape)}"
-        raise ValueError(f"mask has {got} but the k-space has {height} rows and {width} columns: "
-                         "pass the mask of this file, or crop one of them")
-    y = torch.where(mask, kspace, 0)
-    maps = None if scan.maps is None else scan.maps[index]
+    y = measurements(scan, index, mask)
+    coils, height, width = y.shape
+    if maps is None:
+        maps = None if scan.maps is None else scan.maps[index]
     if maps is None and coils > 1:
-        if calibration is None:
-            calibration = _centre(mask, height)
-        maps = espirit(y, calibration=calibration, kernel=_kernel(calibration))
-        if not bool(maps.abs().amax() > 0):
-            maps = torch.ones_like(maps) / math.sqrt(coils)  # nothing measured: any maps will do
+        maps = coil_maps(y, mask, calibration)
     operator = CartesianMRI((height, width), mask=mask, maps=maps)
     std = estimate_noise_std(y, mask) if noise_std is None else noise_std
     reference = None
     if scan.mask is None:
         full = CartesianMRI((height, width), maps=maps)
-        reference = full.adjoint(kspace)
+        reference = full.adjoint(scan.kspace[index])
     elif scan.reference is not None:
         reference = scan.reference[index][None]
     return Problem(y, operator, std, reference)
 
 
-def _centre(mask: Tensor, height: int) -> tuple[int, int]:
+def measurements(scan: Scan, index: int, mask: Tensor) -> Tensor:
+    """The k-space of one slice, zero outside the mask; ValueError for NaN and for another size."""
+    kspace = scan.kspace[index]
+    if not bool(torch.isfinite(kspace).all()):
+        raise ValueError(f"slice {index} of {scan.name} holds NaN or infinity: leave it out with "
+                         "--slices, or mend the file")
+    height, width = kspace.shape[-2:]
+    if tuple(mask.shape) not in ((width,), (height, width)):
+        got = f"{len(mask)} columns" if mask.ndim == 1 else f"shape {tuple(mask.shape)}"
+        raise ValueError(f"mask has {got} but the k-space has {height} rows and {width} columns: "
+                         "pass the mask of this file, or crop one of them")
+    return torch.where(mask, kspace, 0)
+
+
+def coil_maps(y: Tensor, mask: Tensor,
+              calibration: int | tuple[int, int] | None = None) -> Tensor:
+    """ESPIRiT maps ``(coils, height, width)`` from the fully sampled centre of ``mask``.
+
+    At most 24 readout rows and 24 columns, unless ``calibration`` says (one side, or rows and
+    columns). Where nothing was measured, any maps will do: equal ones.
+    """
+    coils, height, _ = y.shape
+    if calibration is None:
+        calibration = calibration_region(mask, height)
+    maps = espirit(y, calibration=calibration, kernel=_kernel(calibration))
+    return maps if bool(maps.abs().amax() > 0) else torch.ones_like(maps) / math.sqrt(coils)
+
+
+def whitened(scan: Scan) -> tuple[Scan, float | None]:
+    """The scan with coils mixed so that their noise is white, and its standard deviation.
+
+    ``sqrt(v) L^-1 k`` with the noise covariance ``L L^H`` and ``v`` its mean variance, so that the
+    units stay about the file's; the noise is then ``sqrt(v / 2)`` per real number. Coil maps of the
+    file are mixed alike. Without a covariance the scan is returned as it is, and None.
+    """
+    if scan.noise_covariance is None:
+        return scan, None
+    covariance = scan.noise_covariance.to(torch.complex128)
+    variance = float(covariance.diagonal().real.mean())
+    root, failed = torch.linalg.cholesky_ex(covariance)
+    if bool(failed):
+        raise ValueError(f"{scan.name}: the noise covariance of its coils is singular: a coil "
+                         "without noise is dead, leave it out")
+    mix = math.sqrt(variance) * torch.linalg.inv(root)
+
+    def mixed(x: Tensor) -> Tensor:
+        return torch.einsum("dc,schw->sdhw", mix.to(x.dtype), x)
+
+    maps = None if scan.maps is None else mixed(scan.maps)
+    kspace = mixed(scan.kspace)
+    if scan.mask is not None:
+        kspace = torch.where(scan.mask, kspace, 0)  # mixing zeros may leave -0
+    return scan._replace(kspace=kspace, maps=maps, noise_covariance=None), math.sqrt(variance / 2)
+
+
+def calibration_region(mask: Tensor, height: int) -> tuple[int, int]:
     """Rows and columns of the fully sampled centre: 24 rows, or where they leave no room a square.
 
     Placed as ESPIRiT does, from ``(n - side + 1) // 2``: a chance neighbour of the centre on one
-    side does not widen it.
+    side does not widen it. Raises ValueError for fewer than 6 columns: too few for coil maps.
     """
     points = mask.expand(height, mask.shape[-1])
 

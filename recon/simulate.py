@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from recon.datasets import Scan, Volume
 from recon.operators.mri.fourier import fft2c, ifft2c
 
 
@@ -49,3 +50,26 @@ def multicoil_kspace(magnitude: Tensor, *, coils: int = 8, noise_std: float = 0.
     cut = kspace[..., height // 2 : -(height // 2), width // 2 : -(width // 2)] / 2
     n = torch.randn(*cut.shape, 2, generator=generator)
     return cut + noise_std * torch.view_as_complex(n)
+
+
+def simulated_scan(volume: Volume, *, coils: int = 8, noise: float = 0.01, seed: int = 0) -> Scan:
+    """Fully sampled k-space of a volume's magnitude by :func:`multicoil_kspace`, not measured.
+
+    ``noise`` is per real number of k-space, in parts of the volume's 99.5 % quantile; ``seed`` and
+    the slice's place in ``volume`` decide its draws. Odd sizes get a row or column of zeros, which
+    ``crop`` takes away. ``reference`` is the magnitude itself.
+    """
+    magnitude = volume.values.abs()
+    height, width = magnitude.shape[-2:]
+    # centre_crop starts at (n - m) // 2, 0 for one line more, so the line goes behind
+    padded = torch.nn.functional.pad(magnitude, [0, width % 2, 0, height % 2])
+    values = magnitude[::max(1, len(magnitude) // 16)].flatten()
+    unit = float(values[:: max(1, values.numel() >> 23)].quantile(0.995))
+    kspace = torch.stack([
+        multicoil_kspace(one, coils=coils, noise_std=noise * unit,
+                         generator=torch.Generator().manual_seed(seed + number))
+        for number, one in enumerate(padded)])
+    note = f"k-space was simulated from the images: {coils} coils, noise {noise:g} of their white"
+    said = [str(volume.attributes["note"])] if "note" in volume.attributes else []
+    return Scan(kspace, None, None, magnitude, (height, width),
+                {**volume.attributes, "note": "; ".join([*said, note])}, volume.name, "simulated")

@@ -10,13 +10,15 @@ from torch import Tensor
 from recon.datasets import Scan, centre_crop
 from recon.mri import (
     MASK_KINDS,
-    Problem,
     cropped,
     estimate_noise_std,
     problem,
     undersampling,
+    whitened,
 )
-from recon.operators.mri import espirit, masks
+from recon.operators.mri import CartesianMRI, espirit, masks
+from recon.operators.mri.fourier import fft2c
+from recon.problem import Problem
 from recon.simulate import coil_maps, multicoil_kspace
 
 HEIGHT, WIDTH, COILS = 64, 56, 4
@@ -50,7 +52,7 @@ def columns(*chosen: int) -> Tensor:
     return mask
 
 
-def maps_of(case: Problem) -> Tensor:
+def maps_of(case: Problem[CartesianMRI]) -> Tensor:
     assert case.operator.maps is not None
     return case.operator.maps
 
@@ -231,3 +233,63 @@ def test_cropping() -> None:
     assert cropped(image, scan()) is image
     assert torch.equal(cropped(image, scan(crop=(31, 56))), centre_crop(image, (31, 56)))
     assert cropped(image, scan(crop=(31, 56)))[0, 0, 0] == WIDTH * 16
+
+
+def check_white(mix: Callable[[Scan], tuple[Scan, float | None]]) -> None:
+    """Noise of four correlated coils, unequal in strength, becomes white with the told level."""
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(4, 4, dtype=torch.complex128, generator=generator) * torch.tensor(
+        [1.0, 3.0, 0.5, 2.0])[:, None] * 1e-5
+    white = torch.randn(1, 4, 200, 150, dtype=torch.complex128, generator=generator)  # E|n|^2 = 1
+    kspace = torch.einsum("dc,schw->sdhw", root, white).to(torch.complex64)
+    scan = Scan(kspace, None, None, None, None, {}, "noise", "npy",
+                (root @ root.mH).to(torch.complex64))
+    found, std = mix(scan)
+    assert std is not None
+    n = found.kspace[0].flatten(1)
+    covariance = (n @ n.mH / n.shape[1]) / (2 * std**2)
+    assert float((covariance - torch.eye(4)).abs().max()) < 0.03
+    before = kspace.abs().square().mean()
+    assert float(found.kspace.abs().square().mean() / before) == pytest.approx(1, rel=0.02)
+    assert found.noise_covariance is None
+
+
+def test_whitening() -> None:
+    check_white(whitened)
+
+    def faulty(fault: str) -> Callable[[Scan], tuple[Scan, float | None]]:
+        def mix(scan: Scan) -> tuple[Scan, float | None]:
+            assert scan.noise_covariance is not None
+            if fault == "conjugated":
+                return whitened(scan._replace(noise_covariance=scan.noise_covariance.conj()))
+            found, std = whitened(scan)
+            assert std is not None
+            if fault == "per complex number":
+                return found, std * 2**0.5
+            return scan._replace(noise_covariance=None), std
+
+        return mix
+
+    for fault in ("conjugated", "per complex number", "not at all"):
+        with pytest.raises(AssertionError):
+            check_white(faulty(fault))
+
+
+def test_whitening_mixes_maps_alike_and_keeps_zeros() -> None:
+    generator = torch.Generator().manual_seed(1)
+    maps = torch.randn(1, 3, 8, 6, dtype=torch.complex64, generator=generator)
+    image = torch.randn(1, 1, 8, 6, dtype=torch.complex64, generator=generator)
+    mask = torch.tensor([1, 0, 1, 1, 0, 1]).bool()
+    kspace = torch.where(mask, fft2c(maps * image), 0)
+    root = torch.randn(3, 3, dtype=torch.complex64, generator=generator)
+    scan = Scan(kspace, mask, maps, None, None, {}, "x", "npy", root @ root.mH)
+    found, _ = whitened(scan)
+    assert found.maps is not None
+    want = torch.where(mask, fft2c(found.maps * image), 0)
+    assert torch.allclose(found.kspace, want, atol=1e-4 * float(want.abs().max()))
+    outside = torch.view_as_real(found.kspace[..., ~mask])
+    assert not bool(outside.any() or torch.signbit(outside).any())
+    plain = scan._replace(noise_covariance=None)
+    assert whitened(plain) == (plain, None)
+    with pytest.raises(ValueError, match="x: the noise covariance of its coils is singular"):
+        whitened(scan._replace(noise_covariance=torch.zeros(3, 3, dtype=torch.complex64)))

@@ -1,6 +1,6 @@
 """Figures and tables a person reads."""
 
-from recon.report.figure import panels
+from recon.report.figure import grid, panels
 from recon.report.table import comparison, markdown
 
-__all__ = ["comparison", "markdown", "panels"]
+__all__ = ["comparison", "grid", "markdown", "panels"]

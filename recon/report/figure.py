@@ -1,4 +1,4 @@
-"""One row of grey images with their numbers under them."""
+"""Rows of grey images with their numbers under them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from recon import datasets
 
 
 class Panel(NamedTuple):
-    """An image of the row; ``peak`` is its white, the first panel's unless given."""
+    """An image of a row; ``peak`` is its white."""
 
     title: str
     image: Tensor  # (height, width), shown by magnitude
@@ -22,27 +22,40 @@ class Panel(NamedTuple):
 
 def panels(path: str | Path, row: Sequence[Panel], *, peak: float, title: str = "",
            overwrite: bool = False) -> None:
-    """Write a PNG of the panels side by side, black at 0 and white at ``peak``.
+    """Write a PNG of panels side by side, black at 0 and white at ``peak`` or their own.
+
+    Raises FileExistsError where the file exists and ``overwrite`` is not given.
+    """
+    grid(path, [[p if p.peak else p._replace(peak=peak) for p in row]], title=title,
+         overwrite=overwrite)
+
+
+def grid(path: str | Path, rows: Sequence[Sequence[Panel]], *, title: str = "",
+         overwrite: bool = False) -> None:
+    """Write a PNG of rows of panels; images of a row have one size, of rows they may differ.
 
     Raises FileExistsError where the file exists and ``overwrite`` is not given.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    height, width = row[0].image.shape
-    inches = 2.6
-    figure = Figure(figsize=(inches * len(row), inches * height / width + 0.75), dpi=150)
+    inches, columns = 2.6, max(map(len, rows))
+    heights = [inches * row[0].image.shape[0] / row[0].image.shape[1] + 0.55 for row in rows]
+    figure = Figure(figsize=(inches * columns, sum(heights) + 0.2), dpi=150)
     FigureCanvasAgg(figure)
-    for i, panel in enumerate(row):
-        axes = figure.add_subplot(1, len(row), i + 1)
-        axes.imshow(panel.image.detach().abs().cpu().to(torch.float32).numpy(), cmap=panel.colours,
-                    vmin=0, vmax=panel.peak or peak or 1.0, interpolation="nearest")
-        axes.set_title(panel.title, fontsize=9)
-        axes.set_xlabel(panel.caption, fontsize=8)
-        axes.set_xticks([])
-        axes.set_yticks([])
+    places = figure.add_gridspec(len(rows), columns, height_ratios=heights)
+    for i, row in enumerate(rows):
+        for j, panel in enumerate(row):
+            axes = figure.add_subplot(places[i, j])
+            axes.imshow(panel.image.detach().abs().cpu().to(torch.float32).numpy(),
+                        cmap=panel.colours, vmin=0, vmax=panel.peak or 1.0,
+                        interpolation="nearest")
+            axes.set_title(panel.title, fontsize=9)
+            axes.set_xlabel(panel.caption, fontsize=8)
+            axes.set_xticks([])
+            axes.set_yticks([])
     if title:
         figure.suptitle(title, fontsize=9)
     figure.tight_layout()
     with datasets.replacing(path, overwrite=overwrite) as (part,):
-        figure.savefig(part, format="png")
+        figure.savefig(part, format="png", metadata={"Software": None})

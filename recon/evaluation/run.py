@@ -1,0 +1,125 @@
+"""Evaluating samplers over a folder of files, so that no killed night is lost."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+from recon import datasets
+from recon.evaluation.compute import Result, Worker
+from recon.evaluation.live import Live
+from recon.evaluation.plan import (
+    Cell,
+    Plan,
+    cells,
+    differences,
+    make_plan,
+    prior_hash,
+    read_plan,
+    unchanged,
+    write_plan,
+)
+from recon.evaluation.records import only_writer
+from recon.evaluation.settings import Settings
+from recon.evaluation.store import Store
+from recon.evaluation.summary import summarise
+
+Engine = Literal["local", "ray"]
+Work = list[tuple[Cell, tuple[int, ...]]]
+
+
+def evaluate(folder: str | Path, out: str | Path, settings: Settings, *, engine: Engine = "local",
+             workers: int = 1, skip_bad: bool = False, progress: bool = True,
+             say: Callable[[str], None] = print) -> Plan:
+    """Reconstruct and measure every slice of every file of a folder, and summarise.
+
+    ``out`` gets ``plan.json`` (settings, files and versions), ``records.jsonl`` (one line a slice),
+    ``submissions/SAMPLER/SAMPLING/SEED/`` (fastMRI's layout), ``std/`` likewise,
+    ``timings.jsonl``, coil maps, and ``summary.md`` with its figures. A second call with the same
+    settings goes on where the first ended, however it ended; records and submissions are the same
+    to the bit. Batches, workers and engines do not change them but for rounding in the network,
+    which sees ``settings.batch`` slices at once.
+
+    Data without a reference are reconstructed and not measured. Returns the plan; its ``bad`` names
+    files that ``skip_bad`` left out. Raises ValueError where ``out`` holds an evaluation with other
+    settings or files have changed since, and FormatError for files that cannot be used.
+    """
+    folder, out = Path(folder), Path(out)
+    settings = settings.checked()
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder.name}: want a folder of files to evaluate")
+    if workers < 1:
+        raise ValueError(f"workers wants at least 1, got {workers}")
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"{out.name} is a file, not a folder: choose another --out")
+    if out.is_dir() and not (out / "plan.json").exists() and _foreign(out):
+        raise FileExistsError(f"{out.name} holds other files: choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    with only_writer(out):
+        for part in out.rglob(".*.part"):  # what a killed run was writing
+            part.unlink()
+        plan = _planned(folder, out, settings, skip_bad, say)
+        store = Store(out, plan)
+        try:
+            work = store.left()
+            total = sum(len(cell.file.numbers) for cell in cells(plan))
+            todo = sum(store.missing(cell) for cell in cells(plan))
+            if 0 < todo < total:
+                say(f"going on: {total - todo} of {total} slices are done")
+            with Live(plan, store, progress, say) as live:
+                for cell, results in _results(engine, workers, folder, out, plan, work):
+                    store.add(cell, results)
+                    live.update(cell, results)
+            store.finish()
+        finally:
+            store.close()
+        summarise(folder, out, plan)
+    for name, why in plan.left_out:
+        say(f"no data, left out: {name}: {why}")
+    for name, why in plan.bad:
+        say(f"bad, left out: {name}: {why}")
+    say(f"{total} slices in {out}: summary.md, records.jsonl, submissions")
+    return plan
+
+
+def _foreign(out: Path) -> bool:
+    """Whether a folder without a plan holds anything but what a killed start leaves."""
+    return any(path.name != ".lock" and not path.name.endswith(".part") for path in out.iterdir())
+
+
+def _planned(folder: Path, out: Path, settings: Settings, skip_bad: bool,
+             say: Callable[[str], None]) -> Plan:
+    path = out / "plan.json"
+    if not path.exists():
+        plan = make_plan(folder, settings, skip_bad, say)
+        write_plan(path, plan)
+        return plan
+    plan = read_plan(path)
+    if changed := differences(plan, settings):
+        raise ValueError(f"{out.name} holds an evaluation with other settings: "
+                         f"{'; '.join(changed)}: choose another --out")
+    if prior_hash(settings) != plan.prior_sha256:
+        raise ValueError(f"the weights of {settings.prior} have changed since {out.name} was "
+                         "begun: choose another --out")
+    for file in plan.files:
+        if not unchanged(folder / file.name, file):
+            raise datasets.FormatError.about(
+                file.name, f"has changed or gone since {out.name} was begun: restore it, or "
+                           "choose another --out")
+    return plan
+
+
+def _results(engine: Engine, workers: int, folder: Path, out: Path, plan: Plan,
+             work: Work) -> Iterator[tuple[Cell, list[Result]]]:
+    if engine == "ray":
+        from recon.evaluation.ray import computed_by_ray
+
+        yield from computed_by_ray(folder, out / "maps", plan.settings, work, workers)
+        return
+    if engine != "local":
+        raise ValueError(f"engine wants local or ray, got {engine!r}")
+    if workers > 1:
+        print("recon: --workers counts with --engine ray alone", file=sys.stderr)
+    worker = Worker(folder, plan.settings, out / "maps")
+    for cell, numbers in work:
+        yield cell, worker.compute(cell, numbers)
