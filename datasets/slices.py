@@ -95,10 +95,17 @@ def _listed(source: StrPath | Iterable[StrPath]) -> list[tuple[Path, bool]]:
     if not folder.is_dir() or _is_one(folder):
         return [(folder, True)]
     inside = {path.name: path for path in sorted(folder.iterdir(), key=lambda path: path.name)}
-    # of a BART pair the header speaks; a data file alone is half of one
     return [(path, path.is_file() and not _hidden(path) and name.lower().endswith(DATA))
-            for name, path in inside.items()
-            if not (path.suffix == ".cfl" and path.with_suffix(".hdr").name in inside)]  # fmt: skip
+            for name, path in inside.items() if _speaker(name) not in inside]
+
+
+def _speaker(name: str) -> str | None:
+    """The file that a name belongs to, if it is the silent one of a pair."""
+    if name.endswith(".cfl"):
+        return name.removesuffix(".cfl") + ".hdr"
+    if name.startswith("ground_truth_"):
+        return name.replace("ground_truth_", "observation_", 1)
+    return None
 
 
 def _hidden(path: Path) -> bool:

@@ -204,6 +204,8 @@ def evaluate(
     engine: Annotated[Engine, typer.Option(
         help="ray spreads the work over a cluster")] = Engine.local,
     workers: Annotated[int, typer.Option(min=1, help="of --engine ray")] = 1,
+    maps: Annotated[Path | None, typer.Option(
+        help="folder to keep coil maps in, for other evaluations too")] = None,
     skip_bad: Annotated[bool, typer.Option(
         "--skip-bad", help="leave out files that cannot be used, list them, and exit with 1")
     ] = False,
@@ -234,8 +236,8 @@ def evaluate(
         calibration=calibration, batch=batch, threads=threads, device=_device(device),
         precision=precision.value,
     )
-    plan = run(folder, out, settings, engine=engine.value, workers=workers, skip_bad=skip_bad,
-               say=typer.echo)
+    plan = run(folder, out, settings, engine=engine.value, workers=workers, maps=maps,
+               skip_bad=skip_bad, say=typer.echo)
     if plan.bad:
         raise typer.Exit(1)
 
@@ -340,5 +342,6 @@ def main() -> None:
         if isinstance(error, OSError) and error.filename is not None:
             told = f"{Path(error.filename).name}: {error.strerror}"
         told = " ".join(told.split()).replace("overwrite=True", "--overwrite")
+        told = told.replace("skip_bad=True", "--skip-bad")
         typer.echo(f"recon: {told}", err=True)
         sys.exit(2)

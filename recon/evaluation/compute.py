@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from recon import priors
+from recon.datasets import Volume
 from recon.evaluation.plan import Cell, File
 from recon.evaluation.settings import PRECISIONS, ZERO_FILLED, Settings, needs_prior
 from recon.evaluation.subject import Batch, Subject, batch_of, finished, open_subject, zero_filled
-from recon.metrics.conventions import slice_sums, whole_slice_sums
+from recon.metrics import body_mask, hu_errors, mu_to_hu, slice_sums, whole_slice_sums
 from recon.operators import CartesianMRI
 from recon.priors import Prior
 from recon.reconstruct import reconstruct
@@ -35,9 +36,9 @@ class Result(NamedTuple):
 class Worker:
     """Keeps the prior and the last file, so that batches of one file open it once."""
 
-    def __init__(self, folder: Path, settings: Settings, cache: Path) -> None:
+    def __init__(self, folder: Path, settings: Settings, maps: Path) -> None:
         torch.set_num_threads(settings.threads)
-        self.folder, self.settings, self.cache = folder, settings, cache
+        self.folder, self.settings, self.maps = folder, settings, maps
         self.prior: Prior | None = None
         self.subject: tuple[str, Subject] | None = None
 
@@ -51,7 +52,7 @@ class Worker:
         """Reconstruct and measure slices of a cell, all at once."""
         began = time.perf_counter()
         settings, subject = self.settings, self.opened(cell.file.name)
-        batch = batch_of(subject, cell.sampling, numbers, settings, self.cache)
+        batch = batch_of(subject, cell.sampling, numbers, settings, self.maps / cell.file.stem)
         if needs_prior(cell.sampler) and self.prior is None:
             self.prior = priors.load(settings.prior, precision=PRECISIONS[settings.precision],
                                      device=settings.device)
@@ -72,6 +73,8 @@ class Worker:
             place = subject.numbers.index(number)
             reference = None if subject.references is None else subject.references[place]
             record |= _measured(mean[i], images[:, i], reference, cell.file)
+            if isinstance(subject.data, Volume) and reference is not None:
+                record |= _in_hu(mean[i], reference)
             results.append(Result(record, mean[i], None if std is None else std[i], seconds))
         return results
 
@@ -118,6 +121,17 @@ def _measured(mean: Tensor, draws: Tensor, reference: Tensor | None,
         sums["std"] = float(inside.var(0).mean().sqrt())
         sums["error_in_region"] = float((mean[region].double() - truth).square().mean().sqrt())
     return sums
+
+
+def _in_hu(mean: Tensor, reference: Tensor) -> dict[str, Any]:
+    """Errors within the patient; None for a slice of air."""
+    truth = mu_to_hu(reference)
+    body = body_mask(truth)
+    if not bool(body.any()):
+        return {"hu_squared_error": None, "hu_absolute_error": None, "body_pixels": 0}
+    found = hu_errors(mu_to_hu(mean), truth, body)
+    return {"hu_squared_error": found.rmse**2 * found.pixels,
+            "hu_absolute_error": found.mae * found.pixels, "body_pixels": found.pixels}
 
 
 def _misfit(batch: Batch, draws: Tensor, sampler: str) -> list[float | None]:

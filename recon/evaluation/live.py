@@ -98,8 +98,8 @@ class Live:
 
 
 def psnr_of(record: dict[str, Any]) -> float | None:
-    """PSNR of one slice with the range of its volume; None without a reference."""
-    if record["squared_error"] is None:
+    """PSNR of one slice with the range of its volume; None where nothing was to be measured."""
+    if not record["squared_error"]:  # no reference, or an empty slice
         return None
     mse = record["squared_error"] / record["pixels"]
-    return 10 * math.log10(record["maximum"] ** 2 / mse) if mse > 0 else math.inf
+    return 10 * math.log10(record["maximum"] ** 2 / mse)

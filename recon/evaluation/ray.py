@@ -11,13 +11,13 @@ from recon.evaluation.settings import Settings
 ATTEMPTS = 3  # a worker may be killed, for memory or by its machine
 
 
-def computed_by_ray(folder: Path, cache: Path, settings: Settings,
+def computed_by_ray(folder: Path, maps: Path, settings: Settings,
                     work: list[tuple[Cell, tuple[int, ...]]],
                     workers: int) -> Iterator[tuple[Cell, list[Result]]]:
     """Batches as they are finished, by ``workers`` actors of ``settings.threads`` processors each.
 
     Connects to the cluster that Ray finds (``RAY_ADDRESS``), or starts one on this machine. Every
-    machine must see ``folder`` and ``cache`` under the same paths. A batch whose worker dies is
+    machine must see ``folder`` and ``maps`` under the same paths. A batch whose worker dies is
     given to a new one, three times at most; an error in the work itself ends the evaluation.
     Raises ImportError where Ray is not installed.
     """
@@ -35,7 +35,7 @@ def computed_by_ray(folder: Path, cache: Path, settings: Settings,
     wanted = {"num_cpus": settings.threads, "num_gpus": gpus}
 
     def fresh() -> Any:
-        return actor.options(**wanted).remote(folder.resolve(), settings, cache.resolve())
+        return actor.options(**wanted).remote(folder.resolve(), settings, maps.resolve())
 
     waiting = [(cell, numbers, 1) for cell, numbers in reversed(work)]
     idle = [fresh() for _ in range(min(workers, len(work)))]

@@ -1,5 +1,6 @@
 """Evaluating samplers over a folder of files, so that no killed night is lost."""
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,16 +30,19 @@ Work = list[tuple[Cell, tuple[int, ...]]]
 
 
 def evaluate(folder: str | Path, out: str | Path, settings: Settings, *, engine: Engine = "local",
-             workers: int = 1, skip_bad: bool = False, progress: bool = True,
-             say: Callable[[str], None] = print) -> Plan:
+             workers: int = 1, maps: str | Path | None = None, skip_bad: bool = False,
+             progress: bool = True, say: Callable[[str], None] = print) -> Plan:
     """Reconstruct and measure every slice of every file of a folder, and summarise.
 
     ``out`` gets ``plan.json`` (settings, files and versions), ``records.jsonl`` (one line a slice),
     ``submissions/SAMPLER/SAMPLING/SEED/`` (fastMRI's layout), ``std/`` likewise,
-    ``timings.jsonl``, coil maps, and ``summary.md`` with its figures. A second call with the same
+    ``timings.jsonl``, and ``summary.md`` with its figures. A second call with the same
     settings goes on where the first ended, however it ended; records and submissions are the same
     to the bit. Batches, workers and engines do not change them but for rounding in the network,
     which sees ``settings.batch`` slices at once.
+
+    Coil maps are estimated once and kept in ``out/maps`` until their file is done, or for good in
+    the folder ``maps``, which other evaluations may share.
 
     Data without a reference are reconstructed and not measured. Returns the plan; its ``bad`` names
     files that ``skip_bad`` left out. Raises ValueError where ``out`` holds an evaluation with other
@@ -67,9 +71,12 @@ def evaluate(folder: str | Path, out: str | Path, settings: Settings, *, engine:
             if 0 < todo < total:
                 say(f"going on: {total - todo} of {total} slices are done")
             with Live(plan, store, progress, say) as live:
-                for cell, results in _results(engine, workers, folder, out, plan, work):
+                kept = out / "maps" if maps is None else Path(maps)
+                for cell, results in _results(engine, workers, folder, kept, plan, work):
                     store.add(cell, results)
                     live.update(cell, results)
+                    if maps is None and not store.missing(cell) and store.is_done(cell.file):
+                        shutil.rmtree(kept / cell.file.stem, ignore_errors=True)
             store.finish()
         finally:
             store.close()
@@ -109,17 +116,17 @@ def _planned(folder: Path, out: Path, settings: Settings, skip_bad: bool,
     return plan
 
 
-def _results(engine: Engine, workers: int, folder: Path, out: Path, plan: Plan,
+def _results(engine: Engine, workers: int, folder: Path, maps: Path, plan: Plan,
              work: Work) -> Iterator[tuple[Cell, list[Result]]]:
     if engine == "ray":
         from recon.evaluation.ray import computed_by_ray
 
-        yield from computed_by_ray(folder, out / "maps", plan.settings, work, workers)
+        yield from computed_by_ray(folder, maps, plan.settings, work, workers)
         return
     if engine != "local":
         raise ValueError(f"engine wants local or ray, got {engine!r}")
     if workers > 1:
         print("recon: --workers counts with --engine ray alone", file=sys.stderr)
-    worker = Worker(folder, plan.settings, out / "maps")
+    worker = Worker(folder, plan.settings, maps)
     for cell, numbers in work:
         yield cell, worker.compute(cell, numbers)

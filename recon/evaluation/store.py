@@ -9,7 +9,7 @@ from torch import Tensor
 
 from recon import datasets
 from recon.evaluation.compute import Result
-from recon.evaluation.plan import Cell, Plan, batches, cells
+from recon.evaluation.plan import Cell, File, Plan, batches, cells
 from recon.evaluation.records import Log, Record, rewrite
 
 Key = tuple[str, str, int, str, int]
@@ -29,6 +29,7 @@ class Store:
         self.done: dict[Key, Record] = {}
         for record in self.log.records:
             self.done[key_of(record)] = record
+        self._recorded = set(self.done)
         self._missing: dict[tuple[str, str, int, str], int] = {}
         for cell in cells(plan):
             whole = self._volume(cell).exists()
@@ -50,6 +51,10 @@ class Store:
         """How many slices of a cell are not done."""
         return self._missing[cell.key]
 
+    def is_done(self, file: File) -> bool:
+        """Whether nothing of a file is left to do."""
+        return not any(self._missing[cell.key] for cell in cells(self.plan) if cell.file is file)
+
     def of(self, cell: Cell) -> list[Record]:
         """The records of a cell, by slice, as far as they are done."""
         keys = [(*cell.key, n) for n in cell.file.numbers]
@@ -65,12 +70,13 @@ class Store:
             path = self._slice(cell, one.record["slice"])
             path.parent.mkdir(parents=True, exist_ok=True)
             datasets.write_npz(path, arrays, overwrite=True)
-        known = {key_of(record) for record in self.log.records}
-        self.log.append(r.record for r in fresh if key_of(r.record) not in known)
+        keys = {key_of(r.record): r.record for r in fresh}
+        self.log.append(record for key, record in keys.items() if key not in self._recorded)
+        self._recorded |= keys.keys()
         self.times.append({"seconds": one.seconds, **dict(zip(
             ("file", "sampling", "seed", "sampler", "slice"), key_of(one.record), strict=True))}
             for one in fresh)
-        self.done.update((key_of(r.record), r.record) for r in fresh)
+        self.done |= keys
         self._missing[cell.key] -= len(fresh)
         if not self._missing[cell.key]:
             self._assemble(cell)
@@ -79,7 +85,8 @@ class Store:
         """Records in the plan's order, so that equal evaluations give equal files."""
         keys = [(*cell.key, n) for cell in cells(self.plan) for n in cell.file.numbers]
         rewrite(self.log.path, [self.done[key] for key in keys if key in self.done])
-        shutil.rmtree(self.out / "slices", ignore_errors=True)
+        for name in ("slices", "maps"):
+            shutil.rmtree(self.out / name, ignore_errors=True)
 
     def close(self) -> None:
         self.log.close()

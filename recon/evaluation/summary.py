@@ -14,6 +14,7 @@ from recon.evaluation.records import Record, read_records
 from recon.evaluation.store import key_of, submission_path
 from recon.evaluation.subject import open_subject
 from recon.metrics.conventions import Score, SliceSums, fastmri_from_slices
+from recon.metrics.ct import MU_WATER
 from recon.report import grid, markdown
 from recon.report.figure import Panel
 
@@ -93,8 +94,7 @@ def _sections(plan: Plan, records: dict[Any, Record], figures: list[str]) -> lis
             "compares, others whole. Magnitude of the mean of the draws. Reference: "
             f"{'; '.join(sources)}. ± is half of a {CONFIDENCE:.0%} interval for the mean over "
             "volumes (Student's t), after averaging over seeds.")
-        if spread := _spread_table(plan, records):
-            parts.append(spread)
+        parts += [part for part in (_hu_table(plan, records), _spread_table(plan, records)) if part]
     unmeasured = [file.name for file in plan.files if file.maximum is None]
     if unmeasured:
         parts.append(f"Reconstructed without a reference: {', '.join(unmeasured)}.")
@@ -134,6 +134,29 @@ def _differences_table(groups: dict[tuple[str, str, str], list[Volume]], plan: P
         return "One sampler, nothing to compare."
     return "Paired by volume:\n\n" + markdown(
         ["difference", "volumes", "NMSE", "PSNR dB", "SSIM"], rows)
+
+
+def _hu_table(plan: Plan, records: dict[Any, Record]) -> str:
+    """CT numbers, over all pixels of the patients."""
+    rows = []
+    for label in dict.fromkeys(cell.sampling.label for cell in cells(plan)):
+        for sampler in plan.settings.samplers:
+            some = [r for r in records.values() if r.get("body_pixels")
+                    and (r["sampler"], r["sampling"]) == (sampler, label)]
+            if some:
+                pixels = sum(r["body_pixels"] for r in some)
+                rows.append([f"{label}, {sampler}", str(len(some)),
+                             f"{math.sqrt(_total(some, 'hu_squared_error') / pixels):.1f}",
+                             f"{_total(some, 'hu_absolute_error') / pixels:.1f}"])
+    if not rows:
+        return ""
+    return ("Within the patients (above -500 HU, holes filled), mu of water "
+            f"{MU_WATER:g} / mm:\n\n"
+            + markdown(["sampling, sampler", "slices", "RMSE HU", "mean error HU"], rows))
+
+
+def _total(records: Sequence[Record], name: str) -> float:
+    return math.fsum(r[name] for r in records)
 
 
 def _spread_table(plan: Plan, records: dict[Any, Record]) -> str:
@@ -199,11 +222,10 @@ def _figure(folder: Path, out: Path, plan: Plan, records: dict[Any, Record], sam
 
 
 def _row(folder: Path, out: Path, plan: Plan, cell: Cell, number: int, title: str) -> list[Panel]:
-    settings = plan.settings._replace(slices=(number, number + 1))
-    subject = open_subject(folder / cell.file.name, settings)
-    assert subject.references is not None
-    reference = subject.references[0]
+    subject = open_subject(folder / cell.file.name, plan.settings)
     place = cell.file.numbers.index(number)
+    assert subject.references is not None
+    reference = subject.references[place]
     image = _stored(submission_path(out, cell), place)
     peak = float(reference.max()) or 1.0
     row = [Panel(f"{cell.file.stem}, slice {number}", reference, "reference", peak),
