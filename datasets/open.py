@@ -96,11 +96,12 @@ def _in_hdf5(path: Path) -> str:
 
 # Any: only the file knows which of the three it holds, and who passes k-space need not ask
 def open(path: StrPath, slices: slice | None = None, *,  # noqa: A001
-         series: str | None = None) -> Any:
+         series: str | None = None, unit: str | None = None) -> Any:
     """Read a file or a DICOM folder of any known kind, all of it or the chosen ``slices``.
 
     k-space comes as a ``Scan``, images as a ``Volume``, X-ray data as ``Projections``. ``series``
-    is the number of a DICOM series where a folder holds several.
+    is the number of a DICOM series where a folder holds several; ``unit``, ``HU`` or ``arbitrary``,
+    is that of NIfTI images, which do not say.
 
     Raises
     ------
@@ -113,14 +114,18 @@ def open(path: StrPath, slices: slice | None = None, *,  # noqa: A001
     """
     kind = recognise(path)
     if series is not None:
-        _check_series(path, kind)
+        _check_only("series", "dicom", path, kind)
         return read_dicom(path, slices, series)
+    if unit is not None:
+        _check_only("unit", "nifti", path, kind)
+        return read_nifti(path, slices, unit=unit)
     return KINDS[kind].read(path, slices)
 
 
-def _check_series(path: StrPath, kind: str) -> None:
-    if kind != "dicom":
-        raise ValueError(f"series is for DICOM, {Path(path).name} is {kind}: leave it out")
+def _check_only(argument: str, wanted: str, path: StrPath, kind: str) -> None:
+    if kind != wanted:
+        raise ValueError(f"{argument} is for {wanted} files, {Path(path).name} is {kind}: leave it "
+                         "out")
 
 
 def stem(path: StrPath) -> str:
@@ -152,7 +157,7 @@ def describe(path: StrPath, *, series: str | None = None) -> dict[str, Any]:
     path = Path(path)
     kind = recognise(path)
     if series is not None:
-        _check_series(path, kind)
+        _check_only("series", "dicom", path, kind)
     layout = KINDS[kind].layout(path) if series is None else layout_dicom(path, series)
     about: dict[str, Any] = {"name": path.name, "kind": layout.kind, "keys": layout.keys}
     about |= dict.fromkeys(_DETAILS)

@@ -118,8 +118,8 @@ def reconstruct(
     device: Device = "auto",
     precision: NetworkPrecision = Precision.float32,
     mask: Annotated[str | None, typer.Option(
-        help="undersample: random, equispaced, equispaced_fraction, magic or magic_fraction; "
-             "without it the file's own sampling")] = None,
+        help="undersample: random, equispaced, equispaced_fraction, magic, magic_fraction, "
+             "inversebench or poisson_disc; without it the file's own sampling")] = None,
     acceleration: Annotated[int, typer.Option(min=1, help="of --mask")] = 4,
     center_fraction: Annotated[float, typer.Option(
         min=0, max=1, help="of --mask")] = 0.08,
@@ -129,7 +129,7 @@ def reconstruct(
         min=1, help="CT: simulate so many projections of images in HU, or use so many of a "
                     "file's")] = None,
     unit: Annotated[str | None, typer.Option(
-        help="of images whose file does not say: HU or arbitrary")] = None,
+        help="of NIfTI images, which do not say: HU or arbitrary")] = None,
     series: Series = None,
     slices: Annotated[str | None, typer.Option(
         help="one number, counted from 0, or first:stop, stop left out")] = None,
@@ -180,13 +180,13 @@ def evaluate(
     center_fractions: Annotated[str | None, typer.Option(
         help="one for each acceleration; by default 0.32 over it: 0.08 at 4x, 0.04 at 8x")] = None,
     mask: Annotated[str, typer.Option(
-        help="random (fastMRI's knee), equispaced_fraction (its brain), equispaced, magic or "
-             "magic_fraction")] = "equispaced_fraction",
+        help="random (fastMRI's knee), equispaced_fraction (its brain), equispaced, magic, "
+             "magic_fraction, inversebench or poisson_disc")] = "equispaced_fraction",
     mask_seed: Annotated[int | None, typer.Option(
         min=0, help="by default each file's name, as fastMRI does")] = None,
     views: Annotated[str, typer.Option(help="of CT, with commas between them")] = "60",
     unit: Annotated[str | None, typer.Option(
-        help="of images whose files do not say: HU or arbitrary")] = None,
+        help="of NIfTI images, which do not say: HU or arbitrary")] = None,
     prior: Annotated[str, typer.Option(help="a prior's name or .safetensors file")] = "brain-mri",
     samples: Samples = 4,
     steps: Steps = None,

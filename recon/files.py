@@ -118,7 +118,7 @@ def _targets(files: Sequence[Path], out: Path, settings: Settings) -> list[Path]
 
 def opened(path: Path, settings: Settings) -> Opened:
     """A file with its sampling, refused if damaged, not finite or without the wanted slices."""
-    found = datasets.open(path, settings.slices, series=settings.series)
+    found = datasets.open(path, settings.slices, series=settings.series, unit=settings.unit)
     first = (settings.slices.start or 0) if settings.slices else 0
     if isinstance(found, Scan):
         if settings.views is not None:
@@ -132,8 +132,6 @@ def opened(path: Path, settings: Settings) -> Opened:
     if isinstance(found, Projections):
         projections = ct.chosen_views(found, settings.views)
         return Opened(projections, None, ct.operator_of(projections), settings.noise_std, Origin())
-    if settings.unit is not None:
-        found = found._replace(unit=settings.unit)
     if (settings.mask is None) == (settings.views is None):
         raise ValueError(f"{path.name} holds images, not measurements: pass --views N to simulate "
                          "CT projections of them (images in HU), or --mask to simulate "

@@ -10,24 +10,32 @@ from recon.operators import CartesianMRI
 from recon.operators.mri import espirit, masks
 from recon.problem import Problem
 
-MASK_KINDS = ("random", "equispaced", "equispaced_fraction", "magic", "magic_fraction")
+FASTMRI_KINDS = ("random", "equispaced", "equispaced_fraction", "magic", "magic_fraction")
+MASK_KINDS = (*FASTMRI_KINDS, "inversebench", "poisson_disc")
 
 
 def undersampling(scan: Scan, kind: str | None, *, acceleration: int = 4,
                   center_fraction: float = 0.08, seed: int | str | None = None) -> Tensor:
     """The columns to use, bool ``(width,)`` or ``(height, width)``: the file's own, or drawn.
 
-    With ``kind`` (one of ``MASK_KINDS``) columns are drawn as fastMRI does; ``seed`` None takes the
-    scan's name, as its validation does. Columns that were never measured stay out.
+    With ``kind`` (one of ``MASK_KINDS``) they are drawn; ``seed`` None takes the scan's name, as
+    fastMRI's validation does. What was never measured stays out. ``center_fraction`` is for
+    ``FASTMRI_KINDS``: InverseBench's centre follows from the acceleration, and points by Poisson
+    discs have 24 rows and columns of it.
     """
-    width = scan.kspace.shape[-1]
+    height, width = scan.kspace.shape[-2:]
     if kind is None:
         return torch.ones(width, dtype=torch.bool) if scan.mask is None else scan.mask
     if kind not in MASK_KINDS:
         raise ValueError(f"mask wants one of {', '.join(MASK_KINDS)}, got {kind!r}")
-    draw = getattr(masks, kind)
-    drawn: Tensor = draw(width, center_fraction=center_fraction, acceleration=acceleration,
-                         seed=scan.name if seed is None else seed)
+    seed = scan.name if seed is None else seed
+    if kind == "inversebench":
+        drawn = masks.inversebench(width, acceleration, seed)
+    elif kind == "poisson_disc":
+        drawn = masks.poisson_disc((height, width), acceleration, seed=seed)
+    else:
+        drawn = getattr(masks, kind)(width, center_fraction=center_fraction,
+                                     acceleration=acceleration, seed=seed)
     return drawn if scan.mask is None else drawn & scan.mask
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from recon.datasets import Scan, centre_crop
 from recon.mri import (
-    MASK_KINDS,
+    FASTMRI_KINDS,
     cropped,
     estimate_noise_std,
     problem,
@@ -69,7 +69,7 @@ def test_without_a_kind_the_file_decides() -> None:
     assert torch.equal(undersampling(scan(mask=points), None), points)
 
 
-@pytest.mark.parametrize("kind", MASK_KINDS)
+@pytest.mark.parametrize("kind", FASTMRI_KINDS)
 def test_masks_are_drawn_by_the_name_of_the_file(kind: str) -> None:
     draw: Callable[..., Tensor] = getattr(masks, kind)
     drawn = undersampling(scan(), kind, acceleration=4, center_fraction=0.1)
@@ -293,3 +293,17 @@ def test_whitening_mixes_maps_alike_and_keeps_zeros() -> None:
     assert whitened(plain) == (plain, None)
     with pytest.raises(ValueError, match="x: the noise covariance of its coils is singular"):
         whitened(scan._replace(noise_covariance=torch.zeros(3, 3, dtype=torch.complex64)))
+
+
+def test_other_families_of_masks() -> None:
+    kspace = torch.ones(1, 4, 96, 80, dtype=torch.complex64)
+    scan = Scan(kspace, None, None, None, None, {}, "file1.h5", "npy")
+    got = undersampling(scan, "inversebench", acceleration=4)
+    assert torch.equal(got, masks.inversebench(80, 4, "file1.h5"))
+    got = undersampling(scan, "poisson_disc", acceleration=4, seed=3)
+    assert torch.equal(got, masks.poisson_disc((96, 80), 4, seed=3))
+    assert int(got.sum()) == 96 * 80 // 4
+    measured = torch.arange(80) > 9
+    got = undersampling(scan._replace(mask=measured), "poisson_disc", acceleration=4, seed=3)
+    assert not bool(got[:, :10].any())
+    assert problem(scan, 0, got, noise_std=0.1).y.shape == (4, 96, 80)

@@ -48,13 +48,13 @@ def open_subject(path: Path, settings: Settings) -> Subject:
 
     In HU they become projections, when they are needed; other images become k-space.
     """
-    found = datasets.open(path, None if settings.slices is None else slice(*settings.slices))
+    unit = settings.unit if datasets.recognise(path) == "nifti" else None
+    found = datasets.open(path, None if settings.slices is None else slice(*settings.slices),
+                          unit=unit)
     count = len(found.kspace if isinstance(found, Scan) else found.values)
     first = 0 if settings.slices is None else settings.slices[0]
     std = None
     if isinstance(found, Volume):
-        if settings.unit is not None:
-            found = found._replace(unit=settings.unit)
         if found.unit != "HU":
             found = simulated_scan(found, seed=_simulation_seed(path.name, first))
     elif isinstance(found, Scan):

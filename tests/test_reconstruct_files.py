@@ -1,0 +1,165 @@
+"""``recon reconstruct`` on images and raw data, and into every format."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from recon import datasets
+from recon.cli import main
+from recon.datasets import Volume
+from recon.metrics import body_mask, hu_errors
+from recon.simulate import multicoil_kspace
+from tests.datasets.dicom_files import write_series
+
+RAW = Path(__file__).parents[2] / "shared" / "data" / "raw"
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def reconstruct(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+                tmp_path: Path) -> Callable[..., Ran]:
+    def call(*arguments: object) -> Ran:
+        monkeypatch.setattr(sys, "argv", [
+            "recon", "reconstruct", "--out", str(tmp_path / "out"), *map(str, arguments)])
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+        return Ran(code, *capsys.readouterr())
+
+    return call
+
+
+def body(count: int = 3) -> torch.Tensor:
+    """An ellipse of water with a bone and a hole, in HU."""
+    rows, columns = torch.meshgrid(torch.linspace(-1, 1, 48), torch.linspace(-1, 1, 40),
+                                   indexing="ij")
+    stack = torch.full((count, 48, 40), -1000.0)
+    stack[:, (rows / 0.8).square() + (columns / 0.7).square() < 1] = 30.0
+    stack[:, (rows - 0.3).square() + columns.square() < 0.03] = 700.0
+    for number, one in enumerate(stack):
+        one[(rows + 0.2).square() + (columns - 0.2 * number).square() < 0.02] = -800.0
+    return stack
+
+
+@pytest.fixture
+def series(tmp_path: Path) -> Path:
+    folder = tmp_path / "case"
+    folder.mkdir()
+    write_series(folder, (body() + 1024).numpy(), modality="CT", spacing=(3.0, 4.0, 4.0))
+    return folder
+
+
+def test_a_series_comes_back_as_a_derived_one(reconstruct: Callable[..., Ran], series: Path,
+                                              tmp_path: Path) -> None:
+    ran = reconstruct(series, "--views", 40, "--sampler", "tv", "--format", "dicom",
+                      "--slices", "1:3")
+    assert ran.code == 0, ran.err
+    source, made = datasets.open(series, slice(1, 3)), datasets.open(
+        tmp_path / "out" / "case_recon_dicom")
+    assert torch.allclose(made.affine, source.affine, rtol=0, atol=1e-9)
+    error = hu_errors(made.values, source.values, body_mask(source.values))
+    assert error.rmse < 60
+    assert abs(error.bias) < 10
+    for wrong in (made.values.flip(0), made.values.mT.reshape(made.values.shape),
+                  made.values + 1000):
+        assert hu_errors(wrong, source.values, body_mask(source.values)).rmse > 1.5 * error.rmse
+    assert "projections were simulated: 40 views" in ran.out
+    again = reconstruct(series, "--views", 40, "--sampler", "tv", "--format", "dicom")
+    assert (again.code, again.out) == (2, "")
+    assert "case_recon_dicom" in again.err
+
+
+@pytest.mark.parametrize("kind", ["nifti", "h5", "npz"])
+def test_units_and_places_survive(reconstruct: Callable[..., Ran], series: Path, tmp_path: Path,
+                                  kind: str) -> None:
+    if kind == "nifti":
+        pytest.importorskip("nibabel", reason="the extra `nifti` is not installed")
+    ran = reconstruct(series, "--views", 40, "--sampler", "tv", "--format", kind)
+    assert ran.code == 0, ran.err
+    source: Volume = datasets.open(series)
+    if kind == "nifti":
+        made = datasets.read_nifti(tmp_path / "out" / "case_recon.nii.gz", unit="HU")
+        assert source.affine is not None
+        assert made.affine is not None
+        assert torch.allclose(made.affine, source.affine, rtol=0, atol=1e-4)
+        values = made.values
+    elif kind == "h5":
+        with h5py.File(tmp_path / "out" / "case_recon.h5") as file:
+            assert file.attrs["unit"] == "HU"
+            values = torch.from_numpy(file["samples"][0])
+    else:
+        values = torch.from_numpy(np.load(tmp_path / "out" / "case_recon.npz")["mean"])
+    assert hu_errors(values, source.values, body_mask(source.values)).rmse < 60
+
+
+def test_kspace_into_images(reconstruct: Callable[..., Ran], tmp_path: Path) -> None:
+    pytest.importorskip("nibabel", reason="the extra `nifti` is not installed")
+    image = (body(2) + 1000) / 1700
+    kspace = torch.stack([multicoil_kspace(one, coils=4) for one in image])
+    datasets.write_fastmri(tmp_path / "scan.h5", kspace, recon_size=(48, 40),
+                           field_of_view_mm=(96.0, 80.0))
+    common = (tmp_path / "scan.h5", "--sampler", "tv", "--mask", "equispaced", "--acceleration",
+              2, "--center-fraction", 0.2)
+    for kind in ("nifti", "ismrmrd", "dicom"):
+        ran = reconstruct(*common, "--format", kind, "--overwrite")
+        assert ran.code == 0, ran.err
+    nifti = datasets.read_nifti(tmp_path / "out" / "scan_recon.nii.gz")
+    assert nifti.spacing_mm == pytest.approx((5.0, 2.0, 2.0))
+    dicom = datasets.open(tmp_path / "out" / "scan_recon_dicom")
+    assert dicom.spacing_mm == pytest.approx((5.0, 2.0, 2.0))
+    with h5py.File(tmp_path / "out" / "scan_recon.mrd.h5") as file:
+        ismrmrd = torch.from_numpy(file["dataset/image_0/data"][:, 0, 0]).mT
+    scale = float(nifti.values.max())
+    assert torch.allclose(nifti.values, ismrmrd, atol=1e-6 * scale)
+    assert float((nifti.values - dicom.values).abs().max()) < 1e-4 * scale
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    ((), "holds images, not measurements: pass --views N"),
+    (("--views", 9, "--mask", "random"), "holds images, not measurements: pass"),
+    (("--views", 9, "--unit", "HU"), "unit is for nifti files, case is dicom"),
+    (("--views", 9, "--series", "77"), "77"),
+    (("--views", 9, "--deidentify"), "--deidentify is for --format dicom"),
+])
+def test_refusals_before_any_work(reconstruct: Callable[..., Ran], series: Path, tmp_path: Path,
+                                  options: tuple[object, ...], said: str) -> None:
+    ran = reconstruct(series, "--sampler", "tv", *options)
+    assert (ran.code, ran.out) == (2, "")
+    assert said in ran.err
+    assert str(tmp_path) not in ran.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_kspace_has_no_views(reconstruct: Callable[..., Ran], tmp_path: Path) -> None:
+    np.save(tmp_path / "k.npy", multicoil_kspace(torch.ones(16, 16), coils=2).numpy())
+    ran = reconstruct(tmp_path / "k.npy", "--sampler", "tv", "--views", 9)
+    assert ran.code == 2
+    assert "k.npy holds k-space, which has no views" in ran.err
+
+
+@pytest.mark.skipif(not RAW.is_dir(), reason="the shared raw data are not here")
+def test_a_scanners_raw_file(reconstruct: Callable[..., Ran], tmp_path: Path) -> None:
+    """Real two-channel data, as the scanner wrote them."""
+    pytest.importorskip("twixtools", reason="the extra `twix` is not installed")
+    ran = reconstruct(RAW / "gre.dat", "--sampler", "tv", "--mask", "equispaced",
+                      "--acceleration", 2, "--center-fraction", 0.12, "--format", "h5")
+    assert ran.code == 0, ran.err
+    with h5py.File(tmp_path / "out" / "gre_recon.h5") as file:
+        image = torch.from_numpy(file["reconstruction"][0])
+    rows, columns = torch.meshgrid(torch.linspace(-1, 1, 160), torch.linspace(-1, 1, 160),
+                                   indexing="ij")
+    inside = rows.square() + columns.square() < 0.95
+    assert float(image[inside].square().sum() / image.square().sum()) > 0.95
