@@ -37,6 +37,7 @@ PIXELS = ["Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "Nu
 # Below and above no scanner stores HU: the sign of the stored values was misread.
 LOWEST_HU, HIGHEST_HU = -3500.0, 32767.0
 NO_AIR_HU = -200.0
+LEAST_SLOPE = 1e-30
 LARGEST = 8192 * 8192  # pixels: a damaged number must not fill the memory
 
 _JPEG = "1.2.840.10008.1.2.4."
@@ -174,8 +175,8 @@ def _check_description(header: Header) -> None:
     if header.has_table:
         refuse("ModalityLUTSequence", "values through a table are not read: want a RescaleSlope")
     slope, intercept = header.number("RescaleSlope"), header.number("RescaleIntercept")
-    if slope == 0:
-        refuse("RescaleSlope", "is 0: every value would be the same")
+    if slope is not None and abs(slope) < LEAST_SLOPE:
+        refuse("RescaleSlope", f"is {slope:g}: every value would be the same")
     if header.kind == "dicom_ct" or slope is not None or intercept is not None:
         for keyword, value in (("RescaleSlope", slope), ("RescaleIntercept", intercept)):
             if value is None:

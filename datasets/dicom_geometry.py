@@ -20,6 +20,7 @@ Vector = NDArray[np.float64]
 TOLERANCE = 1e-3
 # Of the distance between slices: positions rounded to 0.01 mm pass, a missing slice never.
 POSITION_TOLERANCE = 1e-2
+SMALLEST_MM = 1e-6  # pixels and slices of less are damage
 
 
 def listed(values: tuple[float, ...] | tuple[str, ...]) -> str:
@@ -45,7 +46,7 @@ def orientation(header: Header) -> tuple[float, ...]:
 def pixel_size(header: Header) -> tuple[float, ...]:
     """Distances between rows and between columns, checked; empty where there are none."""
     values = header.numbers["PixelSpacing"]
-    if values and (len(values) != 2 or min(values) <= 0):
+    if values and (len(values) != 2 or min(values) < SMALLEST_MM):
         problem = f"want two positive sizes, got {listed(values)}"
         raise FormatError.about(header.path, problem, "PixelSpacing")
     return values
@@ -107,7 +108,7 @@ def affine_of(headers: list[Header], notes: list[str]) -> Tensor | None:
 def _thickness(header: Header, notes: list[str]) -> float:
     for keyword in ("SpacingBetweenSlices", "SliceThickness"):
         value = header.number(keyword)
-        if value is not None and value > 0:
+        if value is not None and value >= SMALLEST_MM:
             notes.append(f"one slice: its extent along the stack is {keyword}")
             return value
     notes.append("one slice without SliceThickness: its extent along the stack is set to 1 mm")

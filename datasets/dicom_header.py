@@ -14,6 +14,7 @@ from recon.datasets.errors import HEAD_BYTES, FormatError
 KINDS = {"1.2.840.10008.5.1.4.1.1.2": "dicom_ct", "1.2.840.10008.5.1.4.1.1.4": "dicom_mr"}
 ENHANCED = ("1.2.840.10008.5.1.4.1.1.2.", "1.2.840.10008.5.1.4.1.1.4.")
 DIRECTORY = "1.2.840.10008.1.3.10"
+LARGEST = 1e12  # nothing that is measured is larger, in any unit of DICOM
 PROJECTION_ANGLE = 0x70311001  # DICOM-CT-PD calls its projections CT images
 
 NUMBERS = frozenset({
@@ -160,6 +161,9 @@ def read_header(path: Path) -> Header | NoSlice:
             problem = "missing, as is the Modality: the file is damaged"
             raise FormatError.about(path, problem, "SOPClassUID")
     if not kind:
+        if not (uid_name(uid) or header.text("Modality")):  # cut within the UID itself
+            problem = "of no known kind and without a Modality: the file is damaged"
+            raise FormatError.about(path, problem, "SOPClassUID")
         return _no_slice(uid)
     if projection:
         return NoSlice("projection (DICOM-CT-PD)", "a measurement, not a slice")
@@ -207,8 +211,8 @@ def _number(path: Path, keyword: str, value: Any) -> float:
         number = math.nan if isinstance(value, bytes) else float(value)
     except (ValueError, TypeError, OverflowError):
         number = math.nan
-    if not math.isfinite(number):
-        raise FormatError.about(path, "want finite numbers", keyword)
+    if not abs(number) < LARGEST:  # not for NaN either
+        raise FormatError.about(path, f"want finite numbers, below {LARGEST:g}", keyword)
     return number
 
 

@@ -7,6 +7,7 @@ StrPath = str | os.PathLike[str]
 
 # Enough for every signature, and for the first line of a web page or a pointer file.
 HEAD_BYTES = 512
+LONGEST = 800  # characters of a message
 
 
 class FormatError(ValueError):
@@ -20,7 +21,11 @@ class FormatError(ValueError):
     def about(cls, path: StrPath, problem: str, key: str | None = None) -> "FormatError":
         """``"<base name>: <key>: <problem>"``; a classmethod so that the error still pickles."""
         where = Path(path).name if key is None else f"{Path(path).name}: {key}"
-        return cls(f"{where}: {problem}")
+        told = f"{where}: {problem}"
+        if len(told) > LONGEST:
+            told = f"{told[: LONGEST - 200]} [...] {told[-200:]}"  # what to do comes last
+        # what is quoted of a damaged file may hold anything, even orders to a terminal
+        return cls("".join(letter if letter.isprintable() else "?" for letter in told))
 
 
 def read_head(path: StrPath) -> bytes:

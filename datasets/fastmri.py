@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recon.datasets.errors import FormatError, StrPath
-from recon.datasets.hdf5 import dataset, has, opened, reading
+from recon.datasets.hdf5 import check_attributes, dataset, has, opened, reading
 from recon.datasets.hdf5_heaps import check_one
 from recon.datasets.scan import (
     Attributes,
@@ -66,6 +66,7 @@ def read_fastmri(path: StrPath, slices: slice | None = None) -> Scan:
         else:
             mask = _inferred_mask(path, header, kspace, notes)
         reference = _reference(file, path, multicoil, data.shape[0], chosen, notes)
+        check_attributes(file, path)
         with reading(path, "attributes"):
             attributes = _attributes(file, header, size, notes)
     crop = _crop(header, reference, size, notes)
@@ -112,6 +113,7 @@ def acquisition_of(path: StrPath) -> str | None:
     """
     path = Path(path)
     with opened(path) as file, reading(path, "attributes"):
+        check_attributes(file, path)
         return None if "acquisition" not in file.attrs else str(_plain(file.attrs["acquisition"]))
 
 
@@ -232,6 +234,8 @@ def _stored_mask(file: Any, path: Path, header: Header, kspace: Tensor, notes: l
 
 def _read_mask(file: Any, path: Path, size: tuple[int, int]) -> Tensor:
     data = dataset(file, path, "mask")
+    if data.dtype.hasobject:  # texts and the like, in whose damaged heaps reading may never end
+        raise FormatError.about(path, f"want zeros and ones, got values of {data.dtype}", "mask")
     with reading(path, "mask"):
         return to_mask(path, np.asarray(data[()]), size)
 
@@ -292,6 +296,8 @@ def _find_reference(file: Any, path: Path, multicoil: bool, total: int,
     data = dataset(file, path, key)
     if data.ndim != 3 or data.shape[0] != total or 0 in data.shape:
         raise FormatError.about(path, f"want ({total}, h, w), got {data.shape}", key)
+    if data.dtype.kind not in "fiu":
+        raise FormatError.about(path, f"want real values, got {data.dtype}", key)
     return key, data
 
 
@@ -303,7 +309,7 @@ def _reference(file: Any, path: Path, multicoil: bool, total: int, chosen: slice
     key, data = found
     if data.dtype.newbyteorder("=") != np.float32:
         notes.append(f"{key} was {data.dtype.newbyteorder('=')}, cast to float32")
-    with reading(path, key), np.errstate(over="ignore"):  # an overflow is named as infinity
+    with reading(path, key):
         return to_reference(path, key, data[chosen], chosen)
 
 

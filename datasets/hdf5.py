@@ -1,11 +1,17 @@
 """Reading HDF5 files that may be damaged: every failure is a named error."""
 
+import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from recon.datasets.errors import FormatError, read_head
+from recon.datasets.hdf5_heaps import check_heaps
+
+HEADER_BYTES = 1 << 16  # of an object; attributes beyond this are kept elsewhere
 
 
 @contextmanager
@@ -61,3 +67,31 @@ def dataset(file: Any, path: Path, key: str) -> Any:
     with reading(path, key):
         _ = found.dtype  # names in it may be damaged
     return found
+
+
+def check_attributes(file: Any, path: Path) -> None:
+    """Refuse attributes whose texts lie in a damaged heap, which the library follows for ever.
+
+    Whatever in the object's header, or in a continuation of it, looks like the address of a heap is
+    taken for one: an address of something else has no heap's signature.
+    """
+    import h5py
+
+    with reading(path, "attributes"):
+        about, base = h5py.h5o.get_info(file.id), file.userblock_size
+    heaps: set[int] = set()
+    with path.open("rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+        blocks = [(int(about.addr) + base, min(int(about.hdr.space.total), HEADER_BYTES))]
+        for start, size in blocks:  # grows: continuations
+            block = np.frombuffer(whole[start : start + size], np.uint8)
+            if len(block) < 16 or len(blocks) > 64:
+                continue
+            pairs = np.lib.stride_tricks.sliding_window_view(block, 16).copy().view("<u8")
+            for address, length in pairs[(pairs[:, 0] > 0) & (pairs[:, 0] < len(whole))].tolist():
+                at = address + base
+                if whole[at : at + 4] == b"GCOL":
+                    heaps.add(at)
+                elif 16 <= length <= HEADER_BYTES and at + length <= len(whole) and \
+                        (at, length) not in blocks:  # fmt: skip
+                    blocks.append((at, length))
+    check_heaps(path, "attributes", np.array(sorted(heaps), np.uint64))

@@ -36,7 +36,7 @@ ALIASES = {
 """Names accepted in an npz file for each part; the first is the one to write."""
 
 # What numpy and zipfile raise on files cut short, altered or not theirs.
-_DAMAGE = (OSError, ValueError, EOFError, RuntimeError, KeyError, SyntaxError,
+_DAMAGE = (OSError, ValueError, EOFError, RuntimeError, KeyError, SyntaxError, OverflowError,
            zipfile.BadZipFile, zlib.error, tokenize.TokenError)  # fmt: skip
 
 
@@ -181,6 +181,9 @@ def _member(path: Path, archive: Any, key: str) -> NDArray[Any]:
         value = archive[key]
     except _DAMAGE as error:
         raise FormatError.about(path, _why(error), key) from error
+    except MemoryError as error:
+        problem = f"too large for this machine's memory, or damaged ({error})"
+        raise FormatError.about(path, problem, key) from error
     if not isinstance(value, np.ndarray):  # numpy hands out other files in the archive as bytes
         raise FormatError.about(path, "not a numpy array", key)
     return value

@@ -205,7 +205,8 @@ def to_reference(path: StrPath, key: str, array: NDArray[Any], chosen: slice) ->
     count = len(range(chosen.start, chosen.stop, chosen.step))
     if array.ndim != 3 or len(array) != count:
         raise FormatError.about(path, f"want ({count}, h, w), got {array.shape}", key)
-    reference = torch.from_numpy(np.array(array, dtype=np.float32))
+    with np.errstate(over="ignore"):  # as above
+        reference = torch.from_numpy(np.array(array, dtype=np.float32))
     check_finite(path, key, reference, chosen)
     return reference
 
