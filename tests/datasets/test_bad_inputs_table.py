@@ -46,7 +46,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     np.savez(folder / "arrays.npz", kspace=kspace.numpy())
     np.save(folder / "array.npy", kspace.numpy())
     datasets.write_nifti(folder / "image.nii", image[None], None)
-    datasets.write_nifti(folder / "packed.nii.gz", image[None], None)
+    datasets.write_nifti(folder / "packed.nii.gz", kspace[:, 0].abs(), None)
     (slice_,) = dicom_files.write_series(folder / "series", np.ones((1, 16, 14), int) * 1024)
     shutil.move(slice_, folder / "slice.dcm")
     return {path.name: path for path in folder.iterdir()
