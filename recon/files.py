@@ -71,6 +71,7 @@ def reconstruct_file(files: Sequence[Path], out: Path, settings: Settings,
     and ``NAME_recon.png`` of the middle slice: zero-filled (of k-space), TV, mean, std and, where
     there is a reference or full k-space, the error. Pixels that no coil sees (maps of zero) are
     zero. Images are measured by simulation: k-space with ``mask``, projections with ``views``.
+    With ``deidentify`` results and messages say ``case_0001``, for files may be named by patients.
     """
     classical = is_classical(sampler_named(settings.sampler))
     if settings.noise_std is not None and not 0 <= settings.noise_std < math.inf:
@@ -89,8 +90,9 @@ def reconstruct_file(files: Sequence[Path], out: Path, settings: Settings,
         prior = priors.load(settings.prior, precision=settings.precision, device=settings.device)
     for path in files[1:]:  # the first one's turn is now; hours of it must not hide another's fault
         opened(path, settings)
-    for path, target in zip(files, targets, strict=True):
-        _one(path, target, prior, settings, say)
+    for number, (path, target) in enumerate(zip(files, targets, strict=True), 1):
+        label = _label(path, number, settings) if settings.deidentify else path.name
+        _one(path, target, label, prior, settings, say)
 
 
 def refuse_results(paths: Iterable[Path], overwrite: bool) -> None:
@@ -106,7 +108,7 @@ def refuse_results(paths: Iterable[Path], overwrite: bool) -> None:
 
 
 def _targets(files: Sequence[Path], out: Path, settings: Settings) -> list[Path]:
-    stems = [datasets.stem(path) for path in files]
+    stems = [_label(path, number, settings) for number, path in enumerate(files, 1)]
     if len(set(stems)) < len(stems):
         raise ValueError("two files have one name, and would overwrite each other's result: "
                          "reconstruct them into different folders")
@@ -114,6 +116,10 @@ def _targets(files: Sequence[Path], out: Path, settings: Settings) -> list[Path]
     refuse_results((path for t in targets for path in results_of(t, settings.format)),
                    settings.overwrite)
     return targets
+
+
+def _label(path: Path, number: int, settings: Settings) -> str:
+    return f"case_{number:04}" if settings.deidentify else datasets.stem(path)
 
 
 def opened(path: Path, settings: Settings) -> Opened:
@@ -165,19 +171,19 @@ def _problem(case: Opened, index: int, settings: Settings) -> Problem[LinearOper
     return problem(case.data, index, case.mask, calibration=centre, noise_std=case.noise_std)
 
 
-def _one(path: Path, target: Path, prior: priors.Prior | None, settings: Settings,
+def _one(path: Path, target: Path, label: str, prior: priors.Prior | None, settings: Settings,
          say: Callable[[str], None]) -> None:
     case = opened(path, settings)
     data = case.data
     if "note" in data.attributes:
-        say(f"{path.name}: {data.attributes['note']}")
+        say(f"{label}: {data.attributes['note']}")
     if isinstance(data, Scan):
         count, sampled = len(data.kspace), float(_of(case.mask).float().mean())
-        say(f"{path.name}: {count} slice(s), {data.kspace.shape[1]} coil(s), "
+        say(f"{label}: {count} slice(s), {data.kspace.shape[1]} coil(s), "
             f"{sampled:.0%} of k-space sampled")
     else:
         count = len(data.values)
-        say(f"{path.name}: {count} slice(s), {len(data.angles)} views of "
+        say(f"{label}: {count} slice(s), {len(data.angles)} views of "
             f"{data.values.shape[-1]} bins")
     numbers = range(sys.maxsize)[settings.slices or slice(None)][:count]  # in the file
     shown = count // 2
@@ -186,7 +192,7 @@ def _one(path: Path, target: Path, prior: priors.Prior | None, settings: Setting
         one = _problem(case, i, settings)
         target.parent.mkdir(parents=True, exist_ok=True)
         empty = "" if bool(one.y.any()) else ": all zero, and so is its result"
-        say(f"{path.name}: slice {number} ({i + 1} of {count}), noise {one.noise_std:.3g}{empty}")
+        say(f"{label}: slice {number} ({i + 1} of {count}), noise {one.noise_std:.3g}{empty}")
         found = _slice(one, prior, settings, settings.seed + number)
         draws.append(_cut(found.samples.cpu(), data))
         told.append(found.settings)
@@ -199,7 +205,7 @@ def _one(path: Path, target: Path, prior: priors.Prior | None, settings: Setting
     written = write_result(target, settings.format, result, case.origin, description=description,
                            deidentify=settings.deidentify, overwrite=settings.overwrite)
     figure = target.with_name(f"{target.name}.png")
-    _figure(figure, case, kept, whole, shown, f"{data.name}, slice {numbers[shown]}", settings)
+    _figure(figure, case, kept, whole, shown, f"{label}, slice {numbers[shown]}", settings)
     say("wrote " + ", ".join([str(written[0]), *(p.name for p in (*written[1:], figure))]))
 
 

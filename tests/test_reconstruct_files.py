@@ -163,3 +163,35 @@ def test_a_scanners_raw_file(reconstruct: Callable[..., Ran], tmp_path: Path) ->
                                    indexing="ij")
     inside = rows.square() + columns.square() < 0.95
     assert float(image[inside].square().sum() / image.square().sum()) > 0.95
+
+
+def test_a_deidentified_run_says_nothing_of_the_patient(
+    reconstruct: Callable[..., Ran], tmp_path: Path
+) -> None:
+    """Not in bytes, names or messages, though folder and header are full of it."""
+    folder = tmp_path / "Roentgen_Bertha_HOSPITAL-4711"
+
+    def personal(data: Any, _: int) -> None:
+        data.InstitutionName, data.StudyDescription = "Wuerzburg Clinic", "Hand of Bertha"
+        data.ImageComments = "ring of Bertha"
+
+    write_series(folder, (body() + 1024).numpy(), modality="CT", spacing=(3.0, 4.0, 4.0),
+                 change=personal)
+    secrets = (b"Roentgen", b"Bertha", b"4711", b"ACC-0815", b"18951222", b"Wuerzburg",
+               b"3680043.8.498.1.3.")  # of the slices; its beginning is pydicom's own
+
+    def check(*options: object) -> None:
+        ran = reconstruct(folder, "--views", 12, "--sampler", "tv", "--format", "dicom",
+                          "--overwrite", *options)
+        assert ran.code == 0, ran.err
+        files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+        assert len(files) == 4
+        text = [f"{ran.out}{ran.err}".replace(str(tmp_path), "").encode()]
+        text += [str(path.relative_to(tmp_path)).encode() + path.read_bytes() for path in files]
+        assert [secret for secret in secrets if any(secret in one for one in text)] == []
+
+    check("--deidentify")
+    for path in sorted((tmp_path / "out").rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    with pytest.raises(AssertionError):
+        check()
