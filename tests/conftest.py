@@ -2,8 +2,9 @@
 
 import itertools
 import math
+import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -20,6 +21,14 @@ from recon.samplers import dds
 Method = Callable[..., Tensor]
 Cases = dict[str, tuple[LinearOperator, Gaussian]]
 F64, C128 = torch.float64, torch.complex128
+
+
+class Ran(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -136,3 +145,21 @@ def cases() -> Cases:
     shifted = from_functions(lambda x: x + 0.5 * x.roll(1, -1), domain=space, range=space)
     return {"coils": (scanner(), smooth(8, C128)), "real to complex": (edges(8), smooth(8, F64)),
             "real": (shifted, smooth(8, F64))}
+
+
+@pytest.fixture
+def recon(monkeypatch: pytest.MonkeyPatch,
+          capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """The command line in this process, as its users call it."""
+    from recon.cli import main
+
+    def run(*arguments: object) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["recon", *map(str, arguments)])
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+        return Ran(code, *capsys.readouterr())
+
+    return run

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import h5py
 import numpy as np
@@ -22,21 +22,13 @@ from torch import Tensor
 
 import recon as package
 from recon import datasets, priors
-from recon.cli import main
 from recon.operators.mri import masks
 from recon.simulate import coil_maps, multicoil_kspace
+from tests.conftest import Ran
 
 ROOT = Path(__file__).parents[1]
 RAW = ROOT.parent / "shared" / "data" / "raw"
 SIZE, COILS, SLICES, UNIT = (48, 40), 4, 3, 1e-5  # raw k-space lives at such units
-
-
-class Ran(NamedTuple):
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
 
 
 Run = Callable[..., Ran]
@@ -78,20 +70,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     priors.save(folder / "tiny.safetensors", network, sigma_data=0.25, sigma_min=0.003,
                 sigma_max=40.0, is_complex=True, card={})
     return folder
-
-
-@pytest.fixture
-def recon(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*arguments: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["recon", *map(str, arguments)])
-        code: Any = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-        return Ran(code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture

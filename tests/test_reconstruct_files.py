@@ -1,9 +1,9 @@
 """``recon reconstruct`` on images and raw data, and into every format."""
 
-import sys
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import h5py
 import numpy as np
@@ -11,35 +11,18 @@ import pytest
 import torch
 
 from recon import datasets
-from recon.cli import main
 from recon.datasets import Volume
 from recon.metrics import body_mask, hu_errors
 from recon.simulate import multicoil_kspace
+from tests.conftest import Ran
 from tests.datasets.dicom_files import write_series
 
 RAW = Path(__file__).parents[2] / "shared" / "data" / "raw"
 
 
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def reconstruct(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-                tmp_path: Path) -> Callable[..., Ran]:
-    def call(*arguments: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", [
-            "recon", "reconstruct", "--out", str(tmp_path / "out"), *map(str, arguments)])
-        code: Any = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-        return Ran(code, *capsys.readouterr())
-
-    return call
+def reconstruct(recon: Callable[..., Ran], tmp_path: Path) -> Callable[..., Ran]:
+    return functools.partial(recon, "reconstruct", "--out", tmp_path / "out")
 
 
 def body(count: int = 3) -> torch.Tensor:

@@ -1,10 +1,9 @@
 """``recon evaluate`` over every kind of file, and its command line."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import h5py
 import numpy as np
@@ -12,21 +11,15 @@ import pytest
 import torch
 
 from recon import datasets
-from recon.cli import main
 from recon.evaluation import Settings, evaluate
 from recon.metrics import body_mask, hu_errors, mu_to_hu
 from recon.metrics.ct import MU_WATER
 from recon.operators.ct import ParallelBeamCT
 from recon.operators.mri.fourier import ifft2c
 from recon.simulate import multicoil_kspace
+from tests.conftest import Ran
 
 SIZE = (40, 36)
-
-
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
 
 
 def image(size: tuple[int, int] = SIZE, count: int = 2) -> torch.Tensor:
@@ -122,21 +115,6 @@ def test_full_kspace_without_a_reference_is_its_own(tmp_path: Path) -> None:
     assert found[1]["reference_energy"] == pytest.approx(
         float(want[1].double().square().sum()), rel=1e-5)
     assert "root-sum-of-squares of the full k-space" in (tmp_path / "out/summary.md").read_text()
-
-
-@pytest.fixture
-def recon(monkeypatch: pytest.MonkeyPatch,
-          capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    def call(*arguments: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["recon", *map(str, arguments)])
-        code: Any = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-        return Ran(code, *capsys.readouterr())
-
-    return call
 
 
 def test_the_command_line(recon: Callable[..., Ran], tmp_path: Path) -> None:
