@@ -176,7 +176,8 @@ def _joined(array: NDArray[Any], notes: list[str]) -> NDArray[Any]:
     if real.dtype.itemsize != 4:
         notes.append(f"kspace was records of {real.dtype.newbyteorder('=')}, cast to complex64")
     joined = np.empty(array.shape, np.complex64)
-    with np.errstate(over="ignore"):  # an overflow becomes inf, which check_finite names
+    # an overflow becomes inf, which check_finite names, as any NaN
+    with np.errstate(over="ignore", invalid="ignore"):
         joined.real, joined.imag = real, imag
     return joined
 

@@ -39,6 +39,9 @@ def reading(path: Path, key: str) -> Iterator[None]:
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         raise FormatError.about(path, f"cannot be read, the file is damaged ({error})", key) \
             from error  # fmt: skip
+    except MemoryError as error:
+        problem = f"too large for this machine's memory, or damaged ({error})"
+        raise FormatError.about(path, problem, key) from error
 
 
 def has(file: Any, path: Path, key: str) -> bool:

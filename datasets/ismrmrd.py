@@ -379,8 +379,8 @@ def _noise_covariance(path: Path, key: str, data: Any, heads: Heads, used: Place
         raise FormatError.about(path, problem, key)
     total, count = np.zeros((coils, coils), np.complex128), 0
     for ratio, values in zip(ratios, read_samples(path, key, data, heads, noise), strict=True):
-        wide = values.astype(np.complex128)
         with np.errstate(all="ignore"):  # damaged samples: what is not finite is refused below
+            wide = values.astype(np.complex128)
             total += ratio * (wide @ wide.conj().T)
         count += wide.shape[1]
     if count < coils:

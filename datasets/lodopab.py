@@ -179,7 +179,7 @@ def _samples(path: Path, rows: int, notes: list[str]) -> tuple[int, Attributes]:
 
 
 def _stored(path: Path, data: Any, chosen: slice, notes: list[str]) -> Tensor:
-    with reading(path, KEY), np.errstate(over="ignore"):
+    with reading(path, KEY), np.errstate(over="ignore", invalid="ignore"):
         stored = torch.from_numpy(np.asarray(data[chosen], dtype=np.float32))
     if data.dtype.itemsize != 4:
         notes.append(f"{path.name} was {data.dtype.newbyteorder('=')}, cast to float32")

@@ -1,6 +1,7 @@
 """Reading k-space saved with numpy: ``.npz`` with named arrays, ``.npy`` with k-space alone."""
 
 import tokenize
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -178,7 +179,8 @@ def _archive(path: Path) -> Iterator[Any]:
 
 def _member(path: Path, archive: Any, key: str) -> NDArray[Any]:
     try:
-        value = archive[key]
+        with warnings.catch_warnings(action="ignore"):  # files of Python 2 are as good
+            value = archive[key]
     except _DAMAGE as error:
         raise FormatError.about(path, _why(error), key) from error
     except MemoryError as error:
@@ -193,7 +195,8 @@ def _load(path: Path) -> NDArray[Any]:
     if not read_head(path).startswith(b"\x93NUMPY"):
         raise FormatError.about(path, "not an npy file")
     try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        with warnings.catch_warnings(action="ignore"):  # as above
+            array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except _DAMAGE as error:
         raise FormatError.about(path, _why(error), "kspace") from error
     return array

@@ -103,7 +103,8 @@ def to_complex64(path: StrPath, key: str, array: NDArray[Any], notes: list[str])
         )
     if array.dtype.newbyteorder("=") != np.complex64:
         notes.append(f"{key} was {array.dtype.newbyteorder('=')}, cast to complex64")
-    with np.errstate(over="ignore"):  # an overflow becomes inf, which check_finite names
+    # an overflow becomes inf, which check_finite names, as any NaN
+    with np.errstate(over="ignore", invalid="ignore"):
         return torch.from_numpy(np.array(array, dtype=np.complex64, order="C"))
 
 
@@ -136,7 +137,8 @@ def to_mask(path: StrPath, array: NDArray[Any], size: tuple[int, int]) -> Tensor
             "mask",
         )
     if array.dtype.kind == "f":
-        distance = np.minimum(np.abs(array), np.abs(array - 1))
+        with np.errstate(invalid="ignore"):  # of a NaN
+            distance = np.minimum(np.abs(array), np.abs(array - 1))
         if not bool((distance <= FLOAT_MASK_TOLERANCE).all()):  # also catches NaN
             worst = array.flat[int(np.nan_to_num(distance, nan=np.inf).argmax())]
             raise FormatError.about(path, f"want zeros and ones, got {worst:g}", "mask")
@@ -205,7 +207,7 @@ def to_reference(path: StrPath, key: str, array: NDArray[Any], chosen: slice) ->
     count = len(range(chosen.start, chosen.stop, chosen.step))
     if array.ndim != 3 or len(array) != count:
         raise FormatError.about(path, f"want ({count}, h, w), got {array.shape}", key)
-    with np.errstate(over="ignore"):  # as above
+    with np.errstate(over="ignore", invalid="ignore"):  # as above
         reference = torch.from_numpy(np.array(array, dtype=np.float32))
     check_finite(path, key, reference, chosen)
     return reference

@@ -570,8 +570,8 @@ def examine(case: Case, place: Path, whole: dict[str, list[Tensor]]) -> str:
     part = None if first is None else checked(first, path)
     for x in (values, part):
         if x is not None:
-            reals = torch.view_as_real(x) if x.is_complex() else x
-            assert reals.isfinite().all(), "not finite"
+            parts = torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
+            assert parts.isfinite().all(), "not finite"
     if values is not None:
         outcome = "read"
         assert kind is not None, "opened but not recognised"

@@ -54,6 +54,15 @@ def test_damaged_files(tmp_path: Path, make: Callable[[Path], object], match: st
     assert str(tmp_path) not in str(caught.value)
 
 
+def test_more_than_fits_into_memory(tmp_path: Path) -> None:
+    """Chunks never written take no room in the file: 16 PiB in some kB."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("kspace", (2, 1 << 20, 1 << 15, 1 << 15), np.complex64,
+                            chunks=(1, 1, 64, 64))  # fmt: skip
+    with pytest.raises(FormatError, match=r"^a\.h5: kspace: too large for this machine's memory"):
+        datasets.open(tmp_path / "a.h5")
+
+
 def test_links_out_of_the_file_are_refused(tmp_path: Path) -> None:
     other = save(tmp_path / "other.h5", kspace=noise(*SHAPE))
     with h5py.File(tmp_path / "a.h5", "w") as file:

@@ -157,6 +157,7 @@ def coordinates(path: Path) -> None:
 
 LAUGHS = ('<?xml version="1.0"?><!DOCTYPE l [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]>'
           "<ismrmrdHeader>&b;</ismrmrdHeader>")  # fmt: skip
+SIGNALLING = np.uint32(0x7F800001).view(np.float32)  # a NaN that numpy warns of when cast
 OVERSAMPLED = {"encoded_fov": (480, 200), "recon_fov": (240, 200)}
 
 DAMAGES: list[tuple[str, Damage, str]] = [
@@ -221,6 +222,9 @@ DAMAGES: list[tuple[str, Damage, str]] = [
     ("infinity", value(math.inf, 2), "dataset/data: slice 2 holds NaN or infinity"),
     ("NaN noise", lambda p: save(p, [line(noise(2, 4) * math.nan, 0, NOISE), *lines_of(KSPACE)]),
      "the noise scan holds NaN, infinity or too much"),
+    ("signalling NaN noise", lambda p: save(p, [
+        line(torch.from_numpy(np.full((2, 4), SIGNALLING, np.complex64)), 0, NOISE),
+        *lines_of(KSPACE)]), "the noise scan holds NaN, infinity or too much"),
     ("endless dwell time", lambda p: save(p, [line(noise(2, 4), 0, NOISE),
                                               *lines_of(KSPACE, sample_time_us=math.inf)]),
      "dwell times of 5 us for noise and inf us for imaging"),

@@ -17,6 +17,7 @@ from recon.datasets.write import write_submission
 
 SHAPE = (3, 2, 12, 10)
 HEADER = "ismrmrd_header"
+SIGNALLING = np.uint64(0x7FF0000000000001).view(np.float64)  # a NaN that numpy warns of when cast
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -542,6 +543,18 @@ def test_the_first_bad_slice_is_named_by_its_number_in_the_file(
         with pytest.raises(FormatError, match="kspace: slice 3 holds NaN"):
             datasets.open(path, chosen)
     assert len(datasets.open(path, slice(0, 3)).kspace) == 3
+
+
+@pytest.mark.parametrize(("key", "array"), [
+    ("kspace", np.full(SHAPE, SIGNALLING, np.complex128)),
+    ("kspace", np.full(SHAPE, SIGNALLING, np.complex128).view([("r", "f8"), ("i", "f8")])),
+    ("mask", np.full(10, SIGNALLING)),
+    ("reconstruction_rss", np.full((3, 6, 6), SIGNALLING)),
+])  # fmt: skip
+def test_signalling_nan_is_refused_without_a_warning(tmp_path: Path, key: str, array: Any) -> None:
+    path = save(tmp_path / "a.h5", **{"kspace": noise(*SHAPE), key: array})
+    with pytest.raises(FormatError, match=f"{key}: (slice 0 holds NaN|want zeros and ones, got n)"):
+        datasets.open(path)
 
 
 def test_all_zero_kspace_is_allowed(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from recon.datasets.lodopab import is_lodopab, layout_lodopab, read_lodopab, wri
 from recon.operators import ParallelBeamCT
 
 MU_MAX = 81.35858  # 1 / m
+SIGNALLING = np.uint64(0x7FF0000000000001).view(np.float64)  # a NaN numpy warns of when cast
 EVERY = 125  # views of the 1000 that are compared
 # x, y, radius in m, and value: no flip, turn or transposition leaves these two where they are
 PLACES = ((0.06, 0.02, 0.03, 0.3), (-0.02, -0.07, 0.02, 0.6))
@@ -336,6 +337,8 @@ DAMAGES: list[tuple[str, str, Callable[[Path], object], str]] = [
     ("records", O, lambda p: save(p, data=np.zeros((2, 1000, 513), [("a", "f4")])), "got .* of"),
     ("NaN", O, lambda p: rewritten(p, lambda x: put(x, np.nan)), "data: slice 1 holds NaN"),
     ("infinity", O, lambda p: rewritten(p, lambda x: put(x, np.inf)), "data: slice 1 holds NaN"),
+    ("signalling NaN", O, lambda p: rewritten(p, lambda x: put(x.astype("f8"), SIGNALLING)),
+     "data: slice 1 holds NaN"),
     ("not over mu_max", O, lambda p: rewritten(p, lambda x: put(x, 10.6)),
      r"slice 1 holds values from 0 to 10.6, want -log\(counts / 4096\) / 81.35858, at most 0.130"),
     ("counts", O, lambda p: rewritten(p, lambda x: put(x, -0.02)), "values from -0.02 to 0, want"),

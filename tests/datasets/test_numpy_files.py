@@ -1,5 +1,7 @@
 """npz and npy files, the door that recognises all kinds, and its description of them."""
 
+import io
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,24 @@ def test_npy_three_axes_are_coils(tmp_path: Path, shape: tuple[int, ...]) -> Non
 def test_npy_stored_column_major(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.asfortranarray(noise(2, 6, 5).numpy()))
     assert torch.equal(datasets.open(tmp_path / "a.npy").kspace[0], noise(2, 6, 5))
+
+
+def by_python_2(array: Any) -> bytes:
+    """An npy file whose header has long integers, as Python 2 wrote sizes on some machines."""
+    sizes = ", ".join(f"{n}L" for n in array.shape)
+    header = f"{{'descr': '<c8', 'fortran_order': False, 'shape': ({sizes}), }}"
+    header += " " * (-(len(header) + 11) % 64) + "\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + array.tobytes()
+
+
+def test_files_of_python_2(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="Python 2"):
+        np.load(io.BytesIO(by_python_2(K)))
+    (tmp_path / "a.npy").write_bytes(by_python_2(K))
+    with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
+        archive.writestr("kspace.npy", by_python_2(K))
+    for name in ("a.npy", "b.npz"):
+        assert np.array_equal(datasets.open(tmp_path / name).kspace[0], K)
 
 
 K = noise(2, 6, 5).numpy()
