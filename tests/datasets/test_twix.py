@@ -7,6 +7,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -168,10 +169,13 @@ def by_mapvbvd(path: Path, remove: bool = False) -> Array:
 
 
 def by_bart(path: Path) -> Array:
-    out = path.with_name("bart")
-    subprocess.run(["bart", "twixread", "-A", path, out], check=True, capture_output=True)
-    dims = [int(n) for n in out.with_suffix(".hdr").read_text().splitlines()[1].split()]
-    values = np.fromfile(out.with_suffix(".cfl"), "<c8").reshape(dims, order="F")
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(["bart", "twixread", "-A", path, "out"], cwd=folder, check=True,
+                       capture_output=True)
+        header = (Path(folder) / "out.hdr").read_text()
+        values = np.fromfile(Path(folder) / "out.cfl", "<c8")
+    dims = [int(n) for n in header.splitlines()[1].split()]
+    values = values.reshape(dims, order="F")
     return values.reshape(dims[0], dims[1], dims[3], -1, order="F")[..., 0].transpose(2, 0, 1)
 
 
