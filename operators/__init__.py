@@ -3,7 +3,9 @@
 from recon.operators import mri
 from recon.operators.algebra import Identity, Scale, stack
 from recon.operators.base import LinearOperator, Operator
-from recon.operators.blur import Blur, gaussian_kernel
+from recon.operators.blur import Blur
+from recon.operators.blur_kernels import gaussian_kernel, motion_kernel, shake_kernel
+from recon.operators.blur_varying import VaryingBlur, region_weights
 from recon.operators.check import OperatorReport, check
 from recon.operators.ct import ParallelBeamCT
 from recon.operators.custom import from_functions, from_nonlinear
@@ -24,11 +26,15 @@ __all__ = [
     "ParallelBeamCT",
     "Scale",
     "Space",
+    "VaryingBlur",
     "check",
     "conjugate_gradient",
     "from_functions",
     "from_nonlinear",
     "gaussian_kernel",
+    "motion_kernel",
     "mri",
+    "region_weights",
+    "shake_kernel",
     "stack",
 ]

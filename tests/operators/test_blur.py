@@ -11,7 +11,14 @@ import scipy.signal
 import torch
 from torch import Tensor
 
-from recon.operators import Blur, LinearOperator, Space, gaussian_kernel
+from recon.operators import (
+    Blur,
+    LinearOperator,
+    Space,
+    gaussian_kernel,
+    motion_kernel,
+    shake_kernel,
+)
 
 
 def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -88,6 +95,66 @@ def test_a_bright_pixel_becomes_the_kernel(boundary: str) -> None:
     got = Blur(k, Space((1, 9, 9)), boundary)(x)
     assert relative(got[0, 3:6, 2:7], k) < 1e-13
     assert got.abs().sum() == pytest.approx(float(k.abs().sum()))
+
+
+NUMPY_PAD = {"reflect": "reflect", "symmetric": "symmetric", "replicate": "edge",
+             "periodic": "wrap", "zero": "constant"}
+NDIMAGE_EDGE = {"reflect": "mirror", "symmetric": "reflect", "replicate": "nearest"}
+
+
+@pytest.mark.parametrize("boundary", ["reflect", "symmetric", "replicate"])
+@pytest.mark.parametrize(("image", "kernel"), SIZES)
+def test_edges_are_those_of_scipy_ndimage(image: tuple[int, int], kernel: tuple[int, int],
+                                          boundary: str) -> None:
+    k, x = noise(*kernel), noise(1, *image, seed=1)
+    got = Blur(k, Space((1, *image)), boundary)(x)
+    modes = {name: scipy.ndimage.convolve(x[0].numpy(), k.numpy(), mode=mode)
+             for name, mode in NDIMAGE_EDGE.items()}
+    assert relative(got[0], modes.pop(boundary)) < 1e-12
+    if max(kernel) > 3:  # the planted faults: another edge by the same name
+        assert all(relative(got[0], wrong) > 1e-2 for wrong in modes.values())
+
+
+@pytest.mark.parametrize("boundary", NUMPY_PAD)
+@pytest.mark.parametrize(("image", "kernel"), SIZES)
+def test_every_boundary_is_valid_after_padding(image: tuple[int, int], kernel: tuple[int, int],
+                                               boundary: str) -> None:
+    k, x = noise(*kernel), noise(1, *image, seed=1)
+    arms = [(n - 1 - n // 2, n // 2) for n in kernel]
+    padded = torch.from_numpy(np.pad(x[0].numpy(), arms, mode=NUMPY_PAD[boundary]))  # type: ignore[call-overload]
+    want = scipy.signal.convolve2d(padded.numpy(), k.numpy(), "valid")
+    assert relative(Blur(k, Space((1, *image)), boundary)(x)[0], want) < 1e-12
+    valid = Blur(k, Space((1, *padded.shape)), "valid")
+    assert valid.range.shape == (1, *image)
+    assert relative(valid(padded[None])[0], want) < 1e-12
+    backwards = scipy.signal.correlate2d(padded.numpy(), k.numpy(), "valid")
+    assert kernel == (1, 1) or relative(valid(padded[None])[0], backwards) > 1e-2
+
+
+@pytest.mark.parametrize("boundary", ["reflect", "symmetric", "replicate", "valid"])
+@pytest.mark.parametrize("kind", [torch.float64, torch.complex128])
+def test_adjoint_at_edges_is_that_of_the_matrix(boundary: str, kind: torch.dtype) -> None:
+    for size, kernel in [((5, 6), (3, 4)), ((6, 5), (6, 5)), ((4, 7), (1, 2))]:
+        A = Blur(noise(*kernel, dtype=kind), Space((1, *size), kind), boundary)
+        y = noise(2, *A.range.shape, dtype=kind)
+        assert relative(A.adjoint(y).flatten(1), y.flatten(1) @ dense(A).conj()) < 1e-13
+
+
+def test_circular_is_another_name_of_periodic() -> None:
+    k, space = noise(3, 3), Space((1, 8, 8))
+    A = Blur(k, space, "circular")
+    assert A.boundary == "periodic"
+    assert torch.equal(A(x := noise(1, 8, 8)), Blur(k, space)(x))
+
+
+def test_one_kernel_centre_with_deepinv() -> None:
+    """deepinv correlates nothing either, and pads as we do, for kernels of odd size."""
+    deepinv = pytest.importorskip("deepinv")
+    k, x = noise(5, 3), noise(2, 1, 9, 8, seed=1)
+    for boundary, theirs in [("periodic", "circular"), ("reflect", "reflect"), ("valid", "valid"),
+                             ("replicate", "replicate"), ("zero", "constant")]:
+        peer = deepinv.physics.Blur(filter=k[None, None], padding=theirs)
+        assert relative(Blur(k, Space((1, 9, 8)), boundary)(x), peer.A(x)) < 1e-12
 
 
 def test_boundaries_differ_only_at_the_edge() -> None:
@@ -216,16 +283,78 @@ def test_gaussian_kernel_is_that_of_scipy(std: float) -> None:
     assert gaussian_kernel(std, 5).shape == (5, 5)
 
 
+def test_gaussian_kernel_turned_and_stretched() -> None:
+    k = gaussian_kernel((1.0, 2.5), 21).double()
+    i = torch.arange(21).double() - 10
+    for axis, std in [(1, 1.0), (0, 2.5)]:
+        assert float((k.sum(axis) * i**2).sum()) == pytest.approx(std**2, rel=2e-3)
+    quarter = gaussian_kernel((1.0, 2.5), 21, angle=np.pi / 2)
+    assert relative(quarter.double(), k.T) < 1e-6
+    slanted = gaussian_kernel((1.0, 2.5), 21, angle=np.pi / 6).double()
+    covariance = float((slanted * i[:, None] * i).sum())
+    # the long axis, 30 degrees above the columns' direction: rows run down, so it is negative
+    assert covariance == pytest.approx(-(2.5**2 - 1) * np.sin(np.pi / 3) / 2, rel=5e-3)
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.4, np.pi / 2, 2.5])
+def test_motion_kernel_has_the_moments_of_a_line(angle: float) -> None:
+    length = 9.0
+    k = motion_kernel(length, angle, 13).double()
+    assert float(k.sum()) == pytest.approx(1, abs=1e-6)
+    i = torch.arange(13).double() - 6
+    moments = [(k * a * b).sum().item() for a, b in
+               [(i[:, None], i[:, None]), (i, i), (i[:, None], i)]]
+    line = length**2 / 12
+    wanted = [line * np.sin(angle) ** 2, line * np.cos(angle) ** 2,
+              -line * np.sin(angle) * np.cos(angle)]
+    # nearness to two pixels adds at most a quarter of a pixel squared to a variance
+    assert all(-1e-3 <= m - w <= 0.2501 for m, w in zip(moments[:2], wanted[:2], strict=True))
+    assert moments[2] == pytest.approx(wanted[2], abs=1e-2)
+    assert (k * i).sum().abs() < 1e-6
+    assert (k * i[:, None]).sum().abs() < 1e-6
+
+
+def test_motion_kernel_of_whole_pixels() -> None:
+    flat = motion_kernel(4.0, 0.0)
+    assert flat.shape == (5, 5)
+    assert relative(flat.double()[2], torch.tensor([0.125, 0.25, 0.25, 0.25, 0.125]).double()) < .02
+    assert float(flat[[0, 1, 3, 4]].abs().max()) == 0
+    assert relative(motion_kernel(0.0), torch.ones(1, 1)) == 0
+
+
+def test_shake_kernel_repeats_and_fills_its_size() -> None:
+    def draw(seed: int, **settings: float) -> Tensor:
+        return shake_kernel(15, **settings, generator=torch.Generator().manual_seed(seed))
+
+    k = draw(3, extent=1.0)
+    assert torch.equal(k, draw(3, extent=1.0))
+    assert not torch.equal(k, draw(4, extent=1.0))
+    assert float(k.sum()) == pytest.approx(1, abs=1e-6)
+    assert float(k.min()) >= 0
+    used = (k > 0).nonzero()
+    assert int((used.amax(0) - used.amin(0)).max()) == 14
+    smooth, rough = draw(3, smoothness=1.0), draw(3, smoothness=0.05)
+    assert int((rough > 0).sum()) > int((smooth > 0).sum())  # a longer path
+
+
 SPACE = Space((1, 8, 8))
 REFUSED: dict[str, Callable[[], Tensor | Blur]] = {
     "want a kernel no larger than the image": lambda: Blur(noise(9, 3), SPACE),
     "want finite kernel weights": lambda: Blur(torch.tensor([[float("nan")]]), SPACE),
-    "want boundary 'periodic' or 'zero', got 'same'": lambda: Blur(noise(3, 3), SPACE, "same"),
+    "want boundary 'periodic', 'zero', .*'valid', got 'same'":
+        lambda: Blur(noise(3, 3), SPACE, "same"),
     "want a kernel of 2 spatial dimensions": lambda: Blur(noise(3), SPACE),
     "add a channel dimension": lambda: Blur(noise(3, 3, 3), SPACE),
     "want a space": lambda: Blur(noise(3), Space((8,))),
     "want a finite std > 0": lambda: gaussian_kernel(0.0),
     "want an odd size": lambda: gaussian_kernel(1.0, 4),
+    "gaussian_kernel: want a finite angle": lambda: gaussian_kernel(1.0, 5, float("nan")),
+    "one or two, got": lambda: gaussian_kernel((1.0, 0.0)),
+    "want a finite length >= 0": lambda: motion_kernel(-1.0),
+    "holds the path, got 5: at least 9": lambda: motion_kernel(8.0, 0.0, 5),
+    "want 0 < extent <= 1": lambda: shake_kernel(9, extent=2.0),
+    "shake_kernel: want an odd size": lambda: shake_kernel(8),
+    "NaN or infinity in 1 of 1": lambda: Blur(torch.tensor([[float("inf")]]), SPACE),
     r"Blur\[\(1, 8, 8\) -> \(1, 8, 8\)\].forward: want \(\*batch, 1, 8, 8\)":
         lambda: Blur(noise(3, 3), SPACE)(noise(1, 8, 7)),
     r"Blur.*solve: want \(\*batch, 1, 8, 8\)":
