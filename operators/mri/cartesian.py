@@ -1,4 +1,4 @@
-"""Cartesian MRI with one coil or many, fully sampled or not."""
+"""Cartesian MRI with one coil or many, fully sampled or not, in two and three dimensions."""
 
 import functools
 import itertools
@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, split
-from torch.fft import fft, fft2, ifft, ifft2, ifftshift
+from torch.fft import fft, fftn, ifft, ifftn, ifftshift
 
 from recon.operators.base import LinearOperator, Operator
+from recon.operators.mri.arguments import checked_maps, checked_mask, checked_shape
 from recon.operators.mri.fourier import centring
 from recon.space import Space
 
@@ -22,27 +23,35 @@ _Part = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 
 
 class CartesianMRI(LinearOperator):
-    """``y[c] = mask * F(maps[c] * x)``, F the centred orthonormal 2-D transform ``fft2c``.
+    """``y[c] = mask * F(sum_s maps[s, c] * x[s])``, F the centred orthonormal transform.
 
-    Images ``(*batch, 1, height, width)`` to k-space ``(*batch, coils, height, width)``, both
-    complex; one coil and no weighting without ``maps``. Height is the readout, width the phase
-    encoding. Entries that are not sampled are +0 (Pruessmann et al. 1999, SENSE).
+    Images ``(*batch, sets, *shape)`` to k-space ``(*batch, coils, *shape)``, both complex; one
+    coil and no weighting without ``maps``, and one set of maps unless ``sets`` says otherwise. The
+    first axis of an image is the readout, the others are phase encoded: height and width of a
+    slice, depth, height and width of a volume. Entries that are not sampled are +0 (Pruessmann et
+    al. 1999, SENSE; with several sets Uecker et al. 2014, ESPIRiT).
 
-    ``normal`` needs no shifts; with a mask of columns the readout transform cancels as well.
-    ``solve`` has a closed form for a single coil without ``x0``; there ``shift=0`` gives the
-    pseudo-inverse.
+    ``normal`` needs no shifts, and transforms only along the axes along which the mask varies: in
+    a slice with a mask of columns, or a volume with a mask of its phase encodings, that of the
+    readout cancels. ``solve`` has a closed form for a single coil without ``x0``; there ``shift=0``
+    gives the pseudo-inverse.
 
     Parameters
     ----------
     shape
-        ``(height, width)`` or ``(1, height, width)`` of the image.
+        ``(height, width)`` or ``(depth, height, width)`` of the image; a channel of 1 may lead it,
+        as in ``(1, height, width)``, which is a slice.
     mask
-        Zeros and ones of any dtype: ``(width,)`` for sampled columns, ``(height, width)``, or one
-        for each item, ``(*items, 1, 1, width)`` or ``(*items, 1, height, width)``. None samples
-        everything.
+        Zeros and ones of any dtype: ``(width,)`` for sampled columns, ``(height, width)``, also
+        ``(depth, height, width)`` for a volume, or one for each item, such as the frames of a
+        series: ``(*items, 1, 1, width)`` or ``(*items, 1, height, width)``, in a volume
+        ``(*items, 1, 1, height, width)``. None samples everything.
     maps
-        Complex coil sensitivities ``(coils, height, width)``, or one set for each item,
-        ``(*items, coils, height, width)``; of the items some but not all may be zero.
+        Complex coil sensitivities ``(coils, *shape)``, or one for each item,
+        ``(*items, coils, *shape)``; of the items some but not all may be zero. Of several sets
+        ``(*items, sets, coils, *shape)``.
+    sets
+        How many images, each seen through maps of its own, add up to the measurements.
 
     With masks or maps for each item, inputs end their batch in ``items``:
     ``(samples, *items, 1, height, width)`` works, another number of items is a ValueError.
@@ -58,26 +67,28 @@ class CartesianMRI(LinearOperator):
     maps: Tensor | None
 
     def __init__(self, shape: Sequence[int], mask: Tensor | Sequence[int] | None = None,
-                 maps: Tensor | None = None) -> None:
-        size = tuple(int(n) for n in shape)
-        if len(size) == 3 and size[0] == 1:
-            size = size[1:]
-        if len(size) != 2:
-            raise ValueError(f"CartesianMRI: want a shape (height, width), got {tuple(shape)}")
-        maps = None if maps is None else _checked_maps(maps, size)
-        coils = 1 if maps is None else maps.shape[-3]
-        super().__init__(Space((1, *size), torch.complex64), Space((coils, *size), torch.complex64))
+                 maps: Tensor | None = None, sets: int = 1) -> None:
+        size = checked_shape("CartesianMRI", shape)
+        ndim = len(size)
+        if maps is None and sets != 1:
+            raise ValueError(f"CartesianMRI: {sets} sets want maps of each, got none")
+        maps = None if maps is None else checked_maps("CartesianMRI", maps, size, sets)
+        coils = 1 if maps is None else maps.shape[-ndim - 1]
+        super().__init__(Space((sets, *size), torch.complex64),
+                         Space((coils, *size), torch.complex64))
         device = None if maps is None else maps.device
-        mask = torch.ones(size[1], device=device) if mask is None else torch.as_tensor(mask)
-        self.register_buffer("mask", _checked_mask(mask, size))
+        mask = torch.ones(size[-1], device=device) if mask is None else torch.as_tensor(mask)
+        self.register_buffer("mask", checked_mask("CartesianMRI", mask, size))
         self.register_buffer("maps", maps)
+        self.ndim, self.sets = ndim, sets
+        held = () if maps is None else maps.shape[: -ndim - (1 if sets == 1 else 2)]
         try:
-            held = [t.shape[:-3] for t in (self.mask, self.maps) if t is not None]
-            items = torch.broadcast_shapes(*held)  # type: ignore[no-untyped-call]
+            items = torch.broadcast_shapes(  # type: ignore[no-untyped-call]
+                self.mask.shape[: -ndim - 1], held)
         except RuntimeError:
             raise ValueError(
-                f"CartesianMRI: mask is for items {tuple(self.mask.shape[:-3])}, maps for "
-                f"{() if maps is None else tuple(maps.shape[:-3])}: give both for the same items"
+                f"CartesianMRI: mask is for items {tuple(self.mask.shape[: -ndim - 1])}, maps for "
+                f"{tuple(held)}: give both for the same items"
             ) from None
         self.items = tuple(items)
 
@@ -98,53 +109,91 @@ class CartesianMRI(LinearOperator):
             return super().solve(rhs, shift, x0, max_iter, rtol)
         self.domain.check(rhs, f"{self.label()}.solve")
         self._check_items(rhs)
-        gain = ifftshift(self.mask, (-2, -1)) + self.per_item(shift, rhs)
+        gain = ifftshift(self.mask, self._axes) + self.per_item(shift, rhs)
         # where nothing is measured and nothing is asked, gain = 0 and the answer is 0
         return self._filter(rhs, 1 / torch.where(gain == 0, torch.inf, gain), self.mask)
 
     def masked(self, mask: Tensor) -> Operator:
-        shared = self.mask & mask[..., :1, :, :]
-        if bool((mask == mask[..., :1, :, :]).all()) and bool(shared.flatten(-3).any(-1).all()):
-            return CartesianMRI(self.domain.shape, shared, self.maps)  # keeps its shorter normal
+        one = mask.narrow(-self.ndim - 1, 0, 1)
+        shared = self.mask & one
+        some = shared.flatten(-self.ndim - 1).any(-1)
+        if bool((mask == one).all()) and bool(some.all()):
+            # keeps its shorter normal
+            return CartesianMRI((1, *self.range.shape[1:]), shared, self.maps, self.sets)
         return super().masked(mask)
 
+    def mixed(self, matrix: Tensor) -> "CartesianMRI":
+        """The model of ``matrix @ y`` over the coils, ``(virtual coils, coils)``: maps mixed alike.
+        """
+        maps = (torch.ones(self.range.shape, dtype=matrix.dtype, device=matrix.device)
+                if self.maps is None else self.maps)
+        size = self.range.shape[1:]
+        flat = matrix.to(maps) @ maps.flatten(-self.ndim)
+        return CartesianMRI((1, *size), self.mask, flat.view(*flat.shape[:-1], *size), self.sets)
+
+    @property
+    def _axes(self) -> tuple[int, ...]:
+        return tuple(range(-self.ndim, 0))
+
     def _forward(self, x: Tensor, maps: Tensor | None, mask: Tensor) -> Tensor:
-        phase = centring(x)
-        x = phase * x
-        k = fft2(x if maps is None else maps * x, norm="ortho")
+        phase = centring(x, self.ndim)
+        k = fftn(self._weighted(phase * x, maps), dim=self._axes, norm="ortho")
         return torch.where(mask, k.mul_(phase), 0)  # where, not times: no -0.0
 
     def _adjoint(self, y: Tensor, maps: Tensor | None, mask: Tensor) -> Tensor:
-        phase = centring(y).conj()
+        phase = centring(y, self.ndim).conj()
         weight = mask * phase
         if maps is None:
-            x: Tensor = ifft2(weight * y, norm="ortho")
+            x: Tensor = ifftn(weight * y, dim=self._axes, norm="ortho")
             return x.mul_(phase)
-        size = self._at_once(y, -3)
-        blocks = zip(split(maps, size, -3), split(y, size, -3), strict=True)
-        return _total(_coil_sum(S, ifft2(weight * k, norm="ortho")) for S, k in blocks) * phase
+        coil = -self.ndim - 1
+        size = self._at_once(y, coil)
+        blocks = zip(split(maps, size, coil), split(y, size, coil), strict=True)
+        return _total(self._combined(ifftn(weight * k, dim=self._axes, norm="ortho"), S)
+                      for S, k in blocks) * phase
 
     def _normal(self, x: Tensor, maps: Tensor | None, mask: Tensor) -> Tensor:
         # A^H A holds F^H mask F, in which the shifts of the image cancel and those of k-space
         # move to the mask.
-        kept = ifftshift(mask, (-2, -1)).to(x.dtype.to_real())
+        kept = ifftshift(mask, self._axes).to(x.dtype.to_real())
         if maps is None:
             return self._filter(x, kept, mask)
-        if mask.shape[-2] > 1:
-            coils = split(maps, self._at_once(x, -3), -3)
-            return _total(_coil_sum(S, self._filter(S * x, kept, mask)) for S in coils)
-        size = self._at_once(x, -2)  # the rows are independent of one another
-        rows = zip(split(maps, size, -2), split(x, size, -2), strict=True)
-        return torch.cat([_coil_sum(S, self._filter(S * part, kept, mask)) for S, part in rows], -2)
+
+        def through(part: Tensor, S: Tensor) -> Tensor:
+            return self._combined(self._filter(self._weighted(part, S), kept, mask), S)
+
+        if mask.shape[-self.ndim] > 1:
+            coil = -self.ndim - 1
+            return _total(through(x, S) for S in split(maps, self._at_once(x, coil), coil))
+        along = -self.ndim  # parts of the readout are independent of one another
+        size = self._at_once(x, along)
+        return torch.cat([through(part, S) for S, part in
+                          zip(split(maps, size, along), split(x, size, along), strict=True)], along)
+
+    def _weighted(self, x: Tensor, maps: Tensor | None) -> Tensor:
+        """``sum_s maps[s] x[s]``, a tensor of its own where there are maps."""
+        if maps is None or self.sets == 1:
+            return x if maps is None else maps * x
+        axis = -self.ndim - 1
+        return _total(S * one.unsqueeze(axis) for S, one in
+                      zip(maps.unbind(axis - 1), x.unbind(axis), strict=True))
+
+    def _combined(self, images: Tensor, maps: Tensor) -> Tensor:
+        """``sum_c conj(maps[s, c]) images[c]`` for each set; may write into ``images``."""
+        axis = -self.ndim - 1
+        if self.sets == 1:
+            return images.mul_(maps.conj()).sum(axis, keepdim=True)
+        return torch.stack([(images * S.conj()).sum(axis) for S in maps.unbind(axis - 1)], axis)
 
     def _filter(self, x: Tensor, gain: Tensor, mask: Tensor) -> Tensor:
         """``F^H gain F x``, the gain in the order of ``fft``."""
         # Both transforms unscaled, their scale in the small gain: one pass less over the coils
-        # each. A mask of columns commutes with the readout's transform, which then cancels.
-        columns = mask.shape[-2] == 1
-        k: Tensor = fft(x) if columns else fft2(x)
-        k.mul_(gain / (x.shape[-1] if columns else x.shape[-2:].numel()))
-        filtered: Tensor = ifft(k, norm="forward") if columns else ifft2(k, norm="forward")
+        # each. Along axes of one value of the mask the transforms cancel.
+        dims = tuple(d for d in self._axes[:-1] if mask.shape[d] > 1)
+        k: Tensor = fftn(x, dim=(*dims, -1)) if dims else fft(x)
+        k.mul_(gain / math.prod(x.shape[d] for d in (*dims, -1)))
+        filtered: Tensor = (ifftn(k, dim=(*dims, -1), norm="forward") if dims else
+                            ifft(k, norm="forward"))
         return filtered
 
     def _each(self, part: _Part, x: Tensor) -> Tensor:
@@ -154,15 +203,17 @@ class CartesianMRI(LinearOperator):
         mask = self.mask
         if x.device.type != "cpu" or batch.numel() * self._item_bytes(x) <= _WHOLE_BATCH_BYTES:
             return part(x, maps, mask)
-        mask = mask.expand(batch + mask.shape[-3:])
-        maps = None if maps is None else maps.expand(batch + maps.shape[-3:])
+        mask = mask.expand(batch + mask.shape[-self.ndim - 1:])
+        if maps is not None:
+            maps = maps.expand(batch + maps.shape[-self.ndim - (1 if self.sets == 1 else 2):])
         items = [part(x[i], None if maps is None else maps[i], mask[i])
                  for i in itertools.product(*(range(n) for n in batch))]
         return torch.stack(items).view(batch + items[0].shape) if batch else items[0]
 
     def _at_once(self, x: Tensor, dim: int) -> int:
-        """How many coils (dim -3) or rows (dim -2) of the k-space of ``x`` make one block."""
-        n, total = self.range.shape[dim], x.shape[:-3].numel() * self._item_bytes(x)
+        """How many coils, or parts of the readout, of the k-space of ``x`` make one block."""
+        n = self.range.shape[dim]
+        total = x.shape[: -self.ndim - 1].numel() * self._item_bytes(x)
         if x.device.type != "cpu" or total == 0:
             return n
         return min(n, max(1, n * _BLOCK_BYTES * torch.get_num_threads() // total))
@@ -171,7 +222,7 @@ class CartesianMRI(LinearOperator):
         return math.prod(self.range.shape) * x.element_size()
 
     def _check_items(self, x: Tensor) -> torch.Size:
-        batch, items = x.shape[:-3], self.items
+        batch, items = x.shape[: -self.ndim - 1], self.items
         ends = batch[len(batch) - len(items):] if len(batch) >= len(items) else None
         if ends is None or any(n not in (1, b) for n, b in zip(items, ends, strict=True)):
             raise ValueError(
@@ -181,76 +232,5 @@ class CartesianMRI(LinearOperator):
         return batch
 
 
-def _coil_sum(maps: Tensor, images: Tensor) -> Tensor:
-    return images.mul_(maps.conj()).sum(-3, keepdim=True)
-
-
 def _total(parts: Iterable[Tensor]) -> Tensor:
     return functools.reduce(torch.add, parts)
-
-
-def _checked_mask(mask: Tensor, size: tuple[int, ...]) -> Tensor:
-    """``mask`` as bool, ``(*items, 1, 1 or height, width)``."""
-    height, width = size
-    if mask.ndim == 0 or mask.shape[-1] != width:
-        count = 0 if mask.ndim == 0 else mask.shape[-1]
-        raise ValueError(
-            f"CartesianMRI: mask has {count} columns but the k-space has {width}: pass the mask "
-            "of this file, or crop the k-space to the mask"
-        )
-    mask = mask.reshape((1,) * (3 - mask.ndim) + mask.shape)
-    if mask.shape[-2] not in (1, height):
-        raise ValueError(
-            f"CartesianMRI: mask has {mask.shape[-2]} rows but the k-space has {height}: pass "
-            "(width,), (height, width) or, one for each item, (items, 1, 1, width)"
-        )
-    if mask.shape[-3] != 1:
-        raise ValueError(
-            f"CartesianMRI: mask {tuple(mask.shape)} has {mask.shape[-3]} where the coils are: "
-            "all coils share one mask; for one mask an item pass (items, 1, 1, width)"
-        )
-    binary = (mask == 0) | (mask == 1)
-    if not bool(binary.all()):
-        raise ValueError(
-            f"CartesianMRI: mask holds {mask[~binary][0].item()}, want zeros and ones only: "
-            "threshold it, or apply weights with operators.Scale"
-        )
-    sampled = (mask != 0).flatten(-3).any(-1)
-    if not bool(sampled.all()):
-        where = f" of item {_first(~sampled)}" if sampled.ndim else ""
-        raise ValueError(f"CartesianMRI: mask{where} is all zero: nothing is measured")
-    mask = _squeezed(mask != 0)
-    # written out as (height, width), a mask of columns still deserves the cheaper path
-    columns = mask[..., :1, :]
-    return columns.clone() if bool((mask == columns).all()) else mask
-
-
-def _checked_maps(maps: Tensor, size: tuple[int, ...]) -> Tensor:
-    """``maps`` as ``(*items, coils, height, width)``."""
-    if not maps.is_complex():
-        raise TypeError(
-            f"CartesianMRI: want complex maps, got {maps.dtype}: pass maps.to(torch.complex64), "
-            "or torch.view_as_complex(maps) if the last dimension is (real, imaginary)"
-        )
-    if maps.ndim < 3 or tuple(maps.shape[-2:]) != size or maps.shape[-3] < 1:
-        raise ValueError(
-            f"CartesianMRI: want maps (coils, {size[0]}, {size[1]}) to match the image, got "
-            f"{tuple(maps.shape)}: estimate them from this k-space, or crop both alike"
-        )
-    finite = torch.isfinite(maps).flatten(-2).all(-1)  # (*items, coils)
-    if not bool(finite.all()):
-        raise ValueError(f"CartesianMRI: maps are not finite at coil {_first(~finite)}")
-    if not bool(maps.any()):
-        raise ValueError("CartesianMRI: maps are all zero: was the calibration data empty?")
-    return _squeezed(maps.resolve_conj())
-
-
-def _first(flags: Tensor) -> tuple[int, ...]:
-    return tuple(int(i) for i in flags.nonzero()[0])
-
-
-def _squeezed(t: Tensor) -> Tensor:
-    """Without leading item dimensions of size one: those are shared, not per item."""
-    while t.ndim > 3 and t.shape[0] == 1:
-        t = t[0]
-    return t

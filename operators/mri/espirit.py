@@ -1,5 +1,6 @@
 """Coil sensitivities from the fully sampled centre of k-space: ESPIRiT."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,10 +19,11 @@ class EspiritMaps(NamedTuple):
 
     maps: Tensor  # (*batch, coils, height, width), unit norm over the coils or zero
     eigenvalues: Tensor  # (*batch, height, width), near 1 inside the object, never above
+    # of several sets: (*batch, sets, coils, height, width) and (*batch, sets, height, width)
 
 
 def espirit(kspace: Tensor, calibration: int | Sequence[int] = 24, kernel: int | Sequence[int] = 6,
-            threshold: float = 1e-3, crop: float = 0.8) -> Tensor:
+            threshold: float = 1e-3, crop: float = 0.8, sets: int = 1) -> Tensor:
     """Coil sensitivities ``(*batch, coils, height, width)`` from centred k-space of that shape.
 
     Patches of ``kernel`` samples of all coils span a space of low dimension; an image whose
@@ -50,14 +52,19 @@ def espirit(kspace: Tensor, calibration: int | Sequence[int] = 24, kernel: int |
         up to which a dimension counts as noise.
     crop
         Eigenvalue up to which a pixel is taken to lie outside the object.
+    sets
+        With 2 or more, maps are ``(*batch, sets, coils, height, width)``: the eigenvectors of as
+        many eigenvalues, falling, each zero where its own is not above ``crop``. A second set is
+        where the field of view is smaller than the object, or the data are inconsistent (soft
+        SENSE, ``bart ecalib -m2``); for ``CartesianMRI(..., sets=2)``.
     """
-    return espirit_with_eigenvalues(kspace, calibration, kernel, threshold, crop).maps
+    return espirit_with_eigenvalues(kspace, calibration, kernel, threshold, crop, sets).maps
 
 
 def espirit_with_eigenvalues(kspace: Tensor, calibration: int | Sequence[int] = 24,
                              kernel: int | Sequence[int] = 6, threshold: float = 1e-3,
-                             crop: float = 0.8) -> EspiritMaps:
-    """As ``espirit``, with the dominant eigenvalue of each pixel."""
+                             crop: float = 0.8, sets: int = 1) -> EspiritMaps:
+    """As ``espirit``, with the eigenvalue of each pixel and, where there are several, each set."""
     if not kspace.is_complex() or kspace.ndim < 3:
         raise TypeError(
             "espirit: want complex k-space (*batch, coils, height, width), got "
@@ -72,6 +79,8 @@ def espirit_with_eigenvalues(kspace: Tensor, calibration: int | Sequence[int] = 
             raise ValueError(
                 f"espirit: want kernel <= calibration <= k-space, got {patch}, {region}, {size}"
             )
+    if not 1 <= sets <= kspace.shape[-3]:
+        raise ValueError(f"espirit: want 1 <= sets <= {kspace.shape[-3]} coils, got {sets}")
     _check_finite(kspace)
     start = [(n - side + 1) // 2 for n, side in zip(size, region, strict=True)]
     centre = kspace[..., start[0]:start[0] + region[0], start[1]:start[1] + region[1]]
@@ -81,13 +90,15 @@ def espirit_with_eigenvalues(kspace: Tensor, calibration: int | Sequence[int] = 
     items = centre.reshape(batch.numel(), coils, *region)
     # a GPU decomposes several matrices at once; a CPU gains nothing and needs the memory
     parts = split(items, 1 if kspace.device.type == "cpu" else 8)
-    found = [_espirit(part, patch, threshold, crop, size) for part in parts]
-    maps = torch.cat([maps for maps, _ in found]).view(kspace.shape)
-    return EspiritMaps(maps, torch.cat([values for _, values in found]).view(*batch, *size))
+    found = [_espirit(part, patch, threshold, crop, size, sets) for part in parts]
+    lead = (*batch, sets) if sets > 1 else batch
+    maps = torch.cat([maps for maps, _ in found]).view(*lead, coils, *size)
+    return EspiritMaps(maps, torch.cat([values for _, values in found]).view(*lead, *size))
 
 
 def _espirit(centre: Tensor, patch: tuple[int, int], threshold: float, crop: float,
-             size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+             size: tuple[int, ...], sets: int) -> tuple[Tensor, Tensor]:
+    """Maps ``(items, sets, coils, *size)`` and eigenvalues ``(items, sets, *size)``."""
     peak = centre.abs().amax((-3, -2, -1), keepdim=True)
     centre = centre / torch.where(peak > 0, peak, 1)  # squares of 1e-30 would underflow
     lags = _lag_kernels(_patch_projector(centre, patch, threshold), patch)
@@ -96,14 +107,15 @@ def _espirit(centre: Tensor, patch: tuple[int, int], threshold: float, crop: flo
     rows = max(1, budget // (lags[:, 0, 0].numel() * size[1] * lags.element_size()))
     across = torch.einsum("xd,bedij->bexij", _waves(size[1], patch[1], lags), lags)
     down = _waves(size[0], patch[0], lags)
-    maps, values = zip(*(_dominant(torch.einsum("yd,bdxij->byxij", wave, across))
+    largest = _dominant if sets == 1 else functools.partial(_several, sets=sets)
+    maps, values = zip(*(largest(torch.einsum("yd,bdxij->byxij", wave, across))
                          for wave in split(down, rows)), strict=True)
-    value = torch.cat(values, 1)  # (items, height, width)
-    vector = torch.cat(maps, 1).movedim(-1, 1)  # (items, coils, height, width)
-    reference = torch.linalg.vecdot(u[:, :, None, None], vector, dim=1)
+    value = torch.cat(values, 1).movedim(-1, 1)  # (items, sets, height, width)
+    vector = torch.cat(maps, 1).movedim((-1, -2), (1, 2))  # (items, sets, coils, height, width)
+    reference = torch.linalg.vecdot(u[:, None, :, None, None], vector, dim=2)
     phase = torch.polar(torch.ones_like(value), reference.angle())
     kept = value > crop
-    return torch.where(kept[:, None], vector * phase.conj()[:, None], 0), value
+    return torch.where(kept[:, :, None], vector * phase.conj()[:, :, None], 0), value
 
 
 def _patch_projector(centre: Tensor, patch: tuple[int, int], threshold: float) -> Tensor:
@@ -149,7 +161,7 @@ def _waves(n: int, k: int, like: Tensor) -> Tensor:
 
 
 def _dominant(G: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit dominant eigenvector ``(..., n)`` and eigenvalue of Hermitian ``G >= 0``."""
+    """Unit dominant eigenvector ``(..., n, 1)`` and eigenvalue of Hermitian ``G >= 0``."""
     power = G
     for _ in range(_SQUARINGS):
         power = power @ power
@@ -160,7 +172,14 @@ def _dominant(G: Tensor) -> tuple[Tensor, Tensor]:
     vector = power.gather(-1, best.expand(*power.shape[:-1], 1)).squeeze(-1)
     unit, _ = _normalised(vector)
     unit, value = _normalised((G @ unit[..., None]).squeeze(-1))
-    return unit, value.squeeze(-1)
+    return unit[..., None], value
+
+
+def _several(G: Tensor, sets: int) -> tuple[Tensor, Tensor]:
+    """Unit eigenvectors ``(..., n, sets)`` of the largest eigenvalues, and those, falling."""
+    # eigenvalues near one another, as the two 1s of folded pixels, defeat powers of G
+    values, vectors = torch.linalg.eigh(G)
+    return vectors[..., -sets:].flip(-1), values[..., -sets:].flip(-1)
 
 
 def _normalised(vector: Tensor) -> tuple[Tensor, Tensor]:

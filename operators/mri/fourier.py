@@ -25,15 +25,19 @@ def ifft2c(y: Tensor) -> Tensor:
     return x
 
 
-def centring(like: Tensor) -> Tensor:
-    """Phases ``p`` with ``fft2c(x) = p * fft2(p * x, norm="ortho")``, ``(height, width)``.
+def centring(like: Tensor, ndim: int = 2) -> Tensor:
+    """Phases ``p`` with ``fftc(x) = p * fftn(p * x, norm="ortho")`` over the last ``ndim`` axes.
 
-    Shifting by ``c = n // 2`` on one side of a transform multiplies the other side by
-    ``exp(2 pi i c m / n)``; the constant ``exp(-2 pi i c c / n)`` is shared between the two sides.
-    Size, precision and device are those of the complex ``like``. Unlike shifts, which copy every
-    coil, phases can be applied to the one image that all coils share.
+    ``fftc`` is the centred transform, ``fft2c`` in two dimensions. Shifting by ``c = n // 2`` on
+    one side of a transform multiplies the other side by ``exp(2 pi i c m / n)``; the constant
+    ``exp(-2 pi i c c / n)`` is shared between the two sides. Size, precision and device are those
+    of the complex ``like``. Unlike shifts, which copy every coil, phases can be applied to the one
+    image that all coils share.
     """
-    return _phase(like, -2)[:, None] * _phase(like, -1)
+    phase = _phase(like, -ndim)
+    for dim in range(1 - ndim, 0):
+        phase = phase[..., None] * _phase(like, dim)
+    return phase
 
 
 def _phase(like: Tensor, dim: int) -> Tensor:

@@ -220,8 +220,9 @@ def test_refusals(mask: Tensor | None, maps: Tensor | None, error: type[Exceptio
 
 
 def test_refuses_other_shapes() -> None:
-    with pytest.raises(ValueError, match=r"want a shape \(height, width\), got \(2, 4, 5\)"):
-        CartesianMRI((2, 4, 5))
+    for shape in ((5,), (2, 3, 4, 5), (0, 5)):
+        with pytest.raises(ValueError, match=r"want a shape \(height, width\) or \(depth, hei.*got"):
+            CartesianMRI(shape)
     with pytest.raises(ValueError, match=r"want \(\*batch, 1, 4, 5\), got"):
         CartesianMRI((4, 5))(noise(2, 4, 5))
     with pytest.raises(TypeError, match="want a complex floating tensor"):

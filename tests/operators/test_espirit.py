@@ -196,3 +196,79 @@ def test_bart_on_a_measured_head(options: list[str], settings: dict[str, float],
     assert abs(abs(turn) - 1) < 1e-3  # one phase for the whole image
     with pytest.raises(AssertionError):
         assert_same_coils(maps.conj(), bart, where)
+
+
+def folded() -> tuple[Tensor, Tensor, Tensor]:
+    """An object wider than the field of view: its k-space, and both true sets of maps.
+
+    Every second phase encoding of a grid twice as wide; pixels fold onto those half a grid away.
+    """
+    n, height, width = 8, 48, 80
+    maps, image = coils(n, height, width), head(height, width)
+    kspace = fft2c(maps * image)[..., width // 2 % 2 :: 2].to(torch.complex64)
+    # pixel c of the folded grid, from the middle: c, and c with half of the wide grid added
+    at = torch.arange(-width // 4, width // 4) + width // 2
+    return kspace, maps[..., at], maps[..., (at + width // 2) % width]
+
+
+def assert_explained(maps: Tensor, images: Tensor) -> None:
+    """Coil images lie in the span of the maps at each pixel."""
+    basis = maps.movedim((0, 1), (-1, -2))  # (height, width, coils, sets)
+    coils_last = images.movedim(0, -1)[..., None].to(basis.dtype)
+    rest = coils_last - basis @ (torch.linalg.pinv(basis) @ coils_last)
+    assert float(rest.norm() / coils_last.norm()) < 0.02
+
+
+def test_two_sets_explain_a_folded_object() -> None:
+    kspace, first, second = folded()
+    images = ifft2c(kspace)
+    maps, values = espirit_with_eigenvalues(kspace, crop=0.5, sets=2)
+    assert maps.shape == (2, 8, 48, 40)
+    assert values.shape == (2, 48, 40)
+    assert_explained(maps, images)
+    for wrong in (espirit(kspace, crop=0.5)[None], maps[:1], maps.conj(), maps.flip(1)):
+        with pytest.raises(AssertionError):
+            assert_explained(wrong, images)
+    # both true vectors lie in the plane of the two sets, where both pixels hold something
+    both = values[1] > 0.95
+    assert both.sum() > 200
+
+    def outside(true: Tensor) -> float:
+        basis = maps.movedim((0, 1), (-1, -2)).to(true.dtype)
+        along = (basis @ (basis.mH @ true.movedim(0, -1)[..., None])).squeeze(-1)
+        return float((along - true.movedim(0, -1))[both].norm(dim=-1).median())
+
+    assert max(outside(first), outside(second)) < 0.03
+    assert min(outside(first.roll(10, -1)), outside(second.flip(0))) > 0.1
+    # orthonormal where kept, and the first set is what one set is
+    gram = torch.einsum("schw,tchw->hwst", maps.conj(), maps)[both]
+    torch.testing.assert_close(gram, torch.eye(2).expand_as(gram).to(gram), atol=1e-4, rtol=0)
+    assert not maps[1][:, values[1] <= 0.5].any()
+    clear = values[0] - values[1] > 0.2
+    one = espirit(kspace, crop=0.5)
+    assert float(sines(maps[0], one)[clear & (one.abs().sum(0) > 0)].median()) < 1e-3
+    with pytest.raises(ValueError, match="want 1 <= sets <= 8 coils, got 9"):
+        espirit(kspace, sets=9)
+
+
+@needs_bart
+def test_bart_with_two_sets(tmp_path: Path) -> None:
+    kspace, _, _ = folded()
+    coils_, height, width = kspace.shape
+    (tmp_path / "k.hdr").write_text(f"# Dimensions\n1 {height} {width} {coils_}\n")
+    (tmp_path / "k.cfl").write_bytes(kspace.permute(2, 1, 0).permute(2, 0, 1).contiguous()
+                                     .numpy().tobytes())
+    call = ["bart", "ecalib", "-m2", "-r24", "-k6", "-c0.8", str(tmp_path / "k"),
+            str(tmp_path / "s")]
+    subprocess.run(call, check=True, capture_output=True)
+    data = np.fromfile(tmp_path / "s.cfl", "<c8").reshape((height, width, coils_, 2), order="F")
+    bart = torch.from_numpy(np.ascontiguousarray(data.transpose(3, 2, 0, 1)))
+    maps = espirit(kspace, sets=2)
+    kept = (maps.abs().sum(1) > 0) & (bart.abs().sum(1) > 0)
+    disagree = (maps.abs().sum(1) > 0) != (bart.abs().sum(1) > 0)
+    assert disagree.float().mean() < 0.01
+    both = kept.all(0)
+    # the plane of both sets: BART's vectors project onto ours without loss
+    along = torch.einsum("schw,tchw->hwst", maps.conj(), bart)[both]
+    assert float(torch.linalg.svdvals(along).amin(-1).quantile(0.01)) > 0.999
+    assert_same_coils(maps[0], bart[0], kept[0] & ~kept[1])
