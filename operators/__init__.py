@@ -7,34 +7,64 @@ from recon.operators.blur import Blur
 from recon.operators.blur_kernels import gaussian_kernel, motion_kernel, shake_kernel
 from recon.operators.blur_varying import VaryingBlur, region_weights
 from recon.operators.check import OperatorReport, check
+from recon.operators.colour import Greyscale, colour_filter
+from recon.operators.counts import Counts, draw_counts
 from recon.operators.ct import ParallelBeamCT
 from recon.operators.custom import from_functions, from_nonlinear
-from recon.operators.masking import Masking
+from recon.operators.hadamard import Hadamard, sequency
+from recon.operators.jpeg import JPEG, SmoothJPEG, StraightThroughJPEG
+from recon.operators.masking import Masking, missing_block, random_pixels
 from recon.operators.mri import CartesianMRI
+from recon.operators.phase import PhaseRetrieval, random_phases
+from recon.operators.resample import Downsampling
+from recon.operators.sensor import (
+    Clipping,
+    NonlinearBlur,
+    Quantisation,
+    StraightThroughQuantisation,
+)
 from recon.operators.solve import ConjugateGradient, conjugate_gradient
 from recon.space import Space
 
 __all__ = [
+    "JPEG",
     "Blur",
     "CartesianMRI",
+    "Clipping",
     "ConjugateGradient",
+    "Counts",
+    "Downsampling",
+    "Greyscale",
+    "Hadamard",
     "Identity",
     "LinearOperator",
     "Masking",
+    "NonlinearBlur",
     "Operator",
     "OperatorReport",
     "ParallelBeamCT",
+    "PhaseRetrieval",
+    "Quantisation",
     "Scale",
+    "SmoothJPEG",
     "Space",
+    "StraightThroughJPEG",
+    "StraightThroughQuantisation",
     "VaryingBlur",
     "check",
+    "colour_filter",
     "conjugate_gradient",
+    "draw_counts",
     "from_functions",
     "from_nonlinear",
     "gaussian_kernel",
+    "missing_block",
     "motion_kernel",
     "mri",
+    "random_phases",
+    "random_pixels",
     "region_weights",
+    "sequency",
     "shake_kernel",
     "stack",
 ]

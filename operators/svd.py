@@ -10,8 +10,10 @@ from torch import Tensor
 from recon.operators.algebra import Scale, _LinearComposition
 from recon.operators.base import LinearOperator
 from recon.operators.blur import Blur
+from recon.operators.hadamard import Hadamard
 from recon.operators.masking import Masking
 from recon.operators.mri import CartesianMRI
+from recon.operators.resample import Downsampling, along_each
 
 _LARGEST = 4096  # unknowns of a matrix that is written out: 128 MiB in double precision
 Map = Callable[[Tensor], Tensor]
@@ -36,10 +38,10 @@ class SVD(NamedTuple):
 def svd(operator: LinearOperator, like: Tensor | None = None) -> SVD:
     """The decomposition of ``operator``, in the precision and on the device of ``like``.
 
-    Closed forms for ``Masking``, ``Scale``, ``Identity``, periodic ``Blur``, single-coil
-    ``CartesianMRI`` and multiples of these, which may hold one mask or kernel for each item; any
-    other operator is written out as a matrix (ValueError above 4096 unknowns) and singular values
-    below rounding are taken for 0. Values are not sorted.
+    Closed forms for ``Masking``, ``Scale``, ``Identity``, periodic ``Blur``, ``Downsampling``,
+    ``Hadamard``, single-coil ``CartesianMRI`` and multiples of these, which may hold one mask or
+    kernel for each item; any other operator is written out as a matrix (ValueError above 4096
+    unknowns) and singular values below rounding are taken for 0. Values are not sorted.
 
     Examples
     --------
@@ -71,6 +73,10 @@ def svd(operator: LinearOperator, like: Tensor | None = None) -> SVD:
         return SVD(mask.to(like.dtype.to_real()), sampled, sampled, F.adjoint, F)
     if isinstance(operator, Blur) and operator.boundary == "periodic":
         return _periodic(operator, like)
+    if isinstance(operator, Downsampling):
+        return _separable(operator, like)
+    if isinstance(operator, Hadamard):
+        return _patterns(operator, like)
     return _written_out(operator, like)
 
 
@@ -115,6 +121,47 @@ def _periodic(operator: Blur, like: Tensor) -> SVD:
 
     return SVD(values, lambda u: turned(inverse(u), phase),
                lambda y: fourier(turned(y, phase.conj())), inverse, fourier)
+
+
+def _separable(operator: Downsampling, like: Tensor) -> SVD:
+    U, Vt, values = [], [], torch.ones(1, dtype=torch.float64)
+    for matrix in operator.matrices:
+        u, s, vt = torch.linalg.svd(matrix)
+        s = torch.where(s > torch.finfo(s.dtype).eps * max(matrix.shape) * s[0], s, 0)
+        values = values.unsqueeze(-1) * torch.cat([s, s.new_zeros(len(vt) - len(s))])
+        U.append(u.to(like.device, like.dtype.to_real()))
+        Vt.append(vt.to(like.device, like.dtype.to_real()))
+    values = values.to(like.device, like.dtype.to_real())
+    coarse, fine = operator.range.shape[1:], operator.domain.shape[1:]
+    corner = (..., *(slice(n) for n in coarse))
+    seen = values[corner] > 0
+
+    def left(u: Tensor) -> Tensor:
+        return along_each(torch.where(seen, u[corner], 0), [u.T for u in U])
+
+    def left_adjoint(y: Tensor) -> Tensor:
+        z = y.new_zeros(*y.shape[: -len(coarse)], *fine)
+        z[corner] = torch.where(seen, along_each(y, U), 0)
+        return z
+
+    return SVD(values, left, left_adjoint, lambda v: along_each(v, Vt),
+               lambda x: along_each(x, [vt.T for vt in Vt]))
+
+
+def _patterns(operator: Hadamard, like: Tensor) -> SVD:
+    domain, rows = operator.domain, operator.rows.to(like.device)
+    n = math.prod(domain.shape[1:])
+    values = torch.zeros(n, dtype=like.dtype.to_real(), device=like.device)
+    values[rows] = 1
+
+    def left_adjoint(y: Tensor) -> Tensor:
+        z = y.new_zeros(*y.shape[:-1], n).index_copy(-1, rows, y)
+        return z.reshape(*y.shape[:-1], *domain.shape[1:])
+
+    return SVD(values.view(1, *domain.shape[1:]),
+               lambda u: u.flatten(1 - len(domain.shape))[..., rows], left_adjoint,
+               lambda v: operator.transform_adjoint(v.flatten(1 - len(domain.shape))),
+               lambda x: operator.transform(x).reshape(x.shape))
 
 
 def _written_out(operator: LinearOperator, like: Tensor) -> SVD:
