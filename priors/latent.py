@@ -1,12 +1,15 @@
 """Autoencoders between images and the latents that a latent prior knows."""
 
 from collections.abc import Callable
+from copy import copy
+from functools import partial
 from typing import Self
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint as run_again
 
-from recon.priors.base import _check_per_item
+from recon.priors.base import _at_least_one, _check_per_item
 from recon.space import Space
 
 Half = Callable[[Tensor], Tensor]
@@ -23,7 +26,8 @@ class Codec:
     Latents have the unit of the latent prior and keep it: a network decoder is not homogeneous, so
     that measurements in other units rescale the images of the codec, ``codec.rescaled(c)``, and
     not the prior of its latents. Where images are their own latents (``Codec.identity``) the prior
-    is rescaled instead. Rescaling both would count the unit twice.
+    is rescaled instead. Rescaling both would count the unit twice. ``LatentPrior`` holds both and
+    knows which.
 
     Parameters
     ----------
@@ -33,6 +37,9 @@ class Codec:
         Their spaces. Complex images and a network of real channels meet inside the two functions.
     max_batch
         Largest number of items in one call of either; None for no limit.
+    checkpoint
+        Whether gradients run each call again rather than keep its activations: the same gradient
+        and the memory of one call at a time, for one more run forward.
 
     Examples
     --------
@@ -44,12 +51,12 @@ class Codec:
     """
 
     def __init__(self, encode: Half, decode: Half, *, image: Space, latent: Space,
-                 max_batch: int | None = None) -> None:
-        if max_batch is not None and max_batch < 1:
-            raise ValueError(f"max_batch wants at least 1, or None for no limit, got {max_batch}")
-        self.image, self.latent, self.max_batch = image, latent, max_batch
-        self._encode, self._decode = encode, decode
+                 max_batch: int | None = None, checkpoint: bool = False) -> None:
+        self.image, self.latent, self.max_batch = image, latent, _at_least_one(max_batch)
+        self._encode, self._decode = ((partial(checkpointed, half) if checkpoint else half)
+                                      for half in (encode, decode))
         self._scale: Tensor | float = 1.0
+        self._shift: Tensor | complex = 0.0
 
     def __repr__(self) -> str:
         return f"Codec({self.image.shape} to {self.latent.shape})"
@@ -64,26 +71,28 @@ class Codec:
         """The codec's own unit of images in the units of ``x``: one number or one per item."""
         return self._scale
 
-    def rescaled(self, scale: Tensor | float) -> "Codec":
-        """The codec of images ``scale * x``, of the same latents; one number or ``(*batch,)``."""
-        given = torch.as_tensor(scale)
-        if given.is_complex() or not bool((torch.isfinite(given) & (given > 0)).all()):
-            raise ValueError(f"rescaled wants finite scale > 0, got {given.tolist()}")
-        other = Codec(self._encode, self._decode, image=self.image, latent=self.latent,
-                      max_batch=self.max_batch)
-        other._scale = self._scale * scale
+    def rescaled(self, scale: Tensor | float, shift: Tensor | complex = 0.0) -> "Codec":
+        """The codec of images ``scale * x + shift``, of the same latents.
+
+        Each is one number or one per item ``(*batch,)``. The codec of a network of images in
+        [-1, 1] becomes one of images in [0, 1] by ``rescaled(0.5, 0.5)``.
+        """
+        other = copy(self)
+        other._scale, other._shift = composed(self._scale, self._shift, scale, shift,
+                                              self.image.is_complex)
         return other
 
     def encode(self, x: Tensor) -> Tensor:
         """``(*leading, *image.shape) -> (*leading, *latent.shape)``."""
         self.image.check(x, "Codec.encode")
-        return self._called(self._encode, x / self._spread(x, self.image), self.image, self.latent)
+        x = (x - self._given("shift", self._shift, x)) / self._given("scale", self._scale, x)
+        return self._called(self._encode, x, self.image, self.latent)
 
     def decode(self, z: Tensor) -> Tensor:
         """``(*leading, *latent.shape) -> (*leading, *image.shape)``."""
         self.latent.check(z, "Codec.decode")
         x = self._called(self._decode, z, self.latent, self.image)
-        return x * self._spread(x, self.image)
+        return x * self._given("scale", self._scale, x) + self._given("shift", self._shift, x)
 
     def encode_with_pullback(self, x: Tensor) -> tuple[Tensor, Pullback]:
         """``encode(x)`` and ``v -> J^T v``; real and imaginary parts count as one vector."""
@@ -100,12 +109,13 @@ class Codec:
             raise ValueError("the codec encodes one image to different latents: encode to the "
                              "mean, not to a draw, and put the autoencoder in eval mode")
 
-    def _spread(self, x: Tensor, space: Space) -> Tensor | float:
-        if not isinstance(self._scale, Tensor):
-            return self._scale
-        scale = self._scale.to(x.device, x.dtype.to_real())
-        _check_per_item("Codec: scale", scale, torch.Size(space.batch_of(x)))
-        return scale.reshape(*scale.shape, *(1,) * len(space.shape))
+    def _given(self, name: str, value: Tensor | complex, x: Tensor) -> Tensor | complex:
+        """Scale or shift, shaped to act on the images ``x``."""
+        if not isinstance(value, Tensor):
+            return value
+        value = value.to(x.device, x.dtype if value.is_complex() else x.dtype.to_real())
+        _check_per_item(f"Codec: {name}", value, torch.Size(self.image.batch_of(x)))
+        return value.reshape(*value.shape, *(1,) * len(self.image.shape))
 
     def _called(self, half: Half, x: Tensor, given: Space, wanted: Space) -> Tensor:
         leading = torch.Size(given.batch_of(x))
@@ -120,6 +130,25 @@ class Codec:
                              f"{tuple(whole.shape)}: check its functions, image and latent")
         wanted.check(whole, "Codec: from the autoencoder")
         return whole.to(_kind(x, wanted)).reshape(*leading, *wanted.shape)
+
+
+def checkpointed(half: Half, x: Tensor) -> Tensor:
+    """``half(x)``, run again where a gradient asks for its activations."""
+    out: Tensor = run_again(half, x, use_reentrant=False, preserve_rng_state=False)
+    return out
+
+
+def composed(scale: Tensor | float, shift: Tensor | complex, by: Tensor | float,
+             to: Tensor | complex, is_complex: bool) -> tuple[Tensor | float, Tensor | complex]:
+    """Scale and shift of ``by * (scale * x + shift) + to``, checked."""
+    given, added = torch.as_tensor(by), torch.as_tensor(to)
+    if given.is_complex() or not bool((torch.isfinite(given) & (given > 0)).all()):
+        raise ValueError(f"rescaled wants finite scale > 0, got {given.tolist()}")
+    if not bool(torch.isfinite(added).all()):
+        raise ValueError(f"rescaled wants finite shift, got {added.tolist()}")
+    if added.is_complex() and not is_complex:
+        raise TypeError("rescaled: a codec of real images wants a real shift, got complex")
+    return scale * by, shift * by + to
 
 
 def _kind(x: Tensor, space: Space) -> torch.dtype:

@@ -106,7 +106,8 @@ def reconstruct(y: Tensor, operator: Operator, prior: Prior | None = None, sampl
     scale
         Size of the prior's unit in the units of the image, one number or one per item; by default
         ``data_scale(y, operator)`` for a normalised prior and 1 for any other. With a ``codec`` it
-        is the size of the codec's unit, 1 by default: latents keep their own.
+        is the size of the codec's unit, 1 by default; that of a ``LatentPrior`` is its codec's too,
+        as latents keep their own.
     chunk
         Samples drawn at once; by default as many as keep the work below about 1 GiB. Samplers whose
         samples are made together (``smc``) draw all at once.
@@ -155,7 +156,8 @@ def reconstruct(y: Tensor, operator: Operator, prior: Prior | None = None, sampl
             given["codec"] = codec.rescaled(scale) if _not_one(scale) else codec
         else:
             rescaled = prior.rescaled(scale) if _not_one(scale) else prior
-        if prior.normalised and codec is None and chosen.get("sigmas", 0) is None:
+        of_images = prior.normalised and codec is None and not prior.is_latent
+        if of_images and chosen.get("sigmas", 0) is None:  # levels of latents are not of the data
             grid = schedules.karras(chosen["steps"], SIGMA_MIN, SIGMA_MAX)
             given["sigmas"] = grid.view(-1, *(1,) * unit.ndim) * unit
             used["sigmas"] = f"karras, {SIGMA_MAX:g} to {SIGMA_MIN:g} of the scale"

@@ -8,7 +8,8 @@ from torch import Tensor
 from recon.guidance import denoise_with_pullback
 from recon.guidance.gradient import Pullback
 from recon.operators.base import Operator
-from recon.priors import Codec, Prior
+from recon.priors import Codec, LatentPrior, Prior
+from recon.priors.latent_prior import refuse_other_latents
 from recon.samplers.problem import check_problem
 from recon.space import Space
 
@@ -16,30 +17,28 @@ from recon.space import Space
 def check_latent(y: Tensor, operator: Operator, prior: Prior, codec: Codec | None,
                  noise_std: Tensor | float, *, samples: int = 1, linear: bool = True,
                  noisy: bool = False) -> tuple[Codec, Tensor]:
-    """``check_problem`` where a codec stands between prior and images; None: the prior's are they.
+    """``check_problem`` where a codec, given or the prior's own, stands between prior and images.
 
-    Raises besides ValueError or TypeError for a codec of other images than the operator's, or of
-    other latents than the prior's.
+    With neither, images are their own latents. Raises besides ValueError or
+    TypeError for a codec of other images than the operator's, or of other latents than the prior's.
     """
     noise_std = check_problem(y, operator, prior, noise_std, samples=samples, linear=linear,
-                              noisy=noisy, latent=codec is not None)
+                              noisy=noisy,
+                              latent=codec is not None or isinstance(prior, LatentPrior))
+    if isinstance(prior, LatentPrior):
+        if codec is not None:
+            raise TypeError("this prior brings its codec: leave codec= away, or pass prior.of")
+        codec = prior.codec_of(operator.domain)
     if codec is None:
         return Codec.identity(operator.domain), noise_std
     if not isinstance(codec, Codec):
         raise TypeError(f"codec wants a priors.Codec, got {type(codec).__name__}: wrap the "
                         "autoencoder, priors.Codec(encode, decode, image=..., latent=...)")
-    image, latent = codec.image, codec.latent
-    if (image.shape, image.is_complex) != (operator.domain.shape, operator.domain.is_complex):
-        raise ValueError(f"the operator acts on {_described(operator.domain)} images, the codec is "
-                         f"of {_described(image)} ones: pass a codec of the operator's images")
-    known = prior.space is None or prior.space.shape == latent.shape
-    fits = (prior.item_ndim, prior.channels) == (len(latent.shape), latent.shape[0]) and known
-    if not fits or prior.is_complex != latent.is_complex:
-        shape = prior.space.shape if prior.space else (prior.channels,
-                                                       *("any",) * prior.spatial_ndim)
-        of = f"{'complex' if prior.is_complex else 'real'} {shape}"
-        raise ValueError(f"the codec's latents are {_described(latent)}, the prior is of {of}: "
-                         "pass the prior trained on this codec's latents")
+    image, domain = codec.image, operator.domain
+    if (image.shape, image.is_complex) != (domain.shape, domain.is_complex):
+        raise ValueError(f"the operator acts on {_described(domain)} images, the codec is of "
+                         f"{_described(image)} ones: pass a codec of the operator's images")
+    refuse_other_latents(prior, codec)
     return codec, noise_std
 
 

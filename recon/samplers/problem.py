@@ -33,7 +33,7 @@ def check_problem(y: Tensor, operator: Operator, prior: Prior | None, noise_std:
     if prior is not None and not latent:
         if prior.is_latent:
             raise TypeError("the prior is of latents, not of images: use a sampler that takes "
-                            "codec=, such as samplers.stsl, and pass its autoencoder")
+                            "codec=, such as samplers.stsl, with priors.LatentPrior(prior, codec)")
         domain = operator.domain
         if prior.is_complex != domain.is_complex:
             kinds = ("complex", "real") if domain.is_complex else ("real", "complex")

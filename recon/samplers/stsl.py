@@ -79,7 +79,8 @@ def stsl(y: Tensor, operator: LinearOperator, prior: Prior, *, codec: Codec | No
     ----------
     codec
         The autoencoder whose latents the prior is of, in the units of the image: for measurements
-        in other units ``codec.rescaled``, not ``prior.rescaled``. None: no latents.
+        in other units ``codec.rescaled``, not ``prior.rescaled``. None: that of a ``LatentPrior``,
+        whose ``rescaled`` does both; for other priors no latents.
     noise_std
         Standard deviation of each real number of ``y``; one number or one per item.
     guidance
