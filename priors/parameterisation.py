@@ -88,6 +88,59 @@ class Flow(nn.Module):
         return self.of_t(sigma / (1 + sigma))
 
 
+class Interpolant(nn.Module):
+    """A one-sided interpolant: the network sees ``image(t) x0 + noise(t) n``, and ``t``.
+
+    ``sigma = noise(t) / image(t)`` must rise or fall all the way from ``ends[0]`` to ``ends[1]``.
+    Albergo, Boffi & Vanden-Eijnden 2023; ``Flow`` is the one with ``image = 1 - t, noise = t``.
+
+    Parameters
+    ----------
+    image, noise
+        Differentiable functions of ``t``, item by item.
+    ends
+        The range of ``t`` that is used, short of where either function is zero.
+
+    Examples
+    --------
+    >>> quarter = torch.pi / 2  # the trigonometric interpolant, from noise to image
+    >>> schedule = Interpolant(image=lambda t: (quarter * t).sin(),
+    ...                        noise=lambda t: (quarter * t).cos(), ends=(1e-3, 0.999))
+    >>> round(float(schedule.time(torch.tensor([1.0]))), 6)
+    0.5
+    """
+
+    def __init__(self, *, image: Callable[[Tensor], Tensor], noise: Callable[[Tensor], Tensor],
+                 ends: tuple[float, float] = (1e-3, 1 - 1e-3)) -> None:
+        super().__init__()
+        self.image, self.noise, self.ends = image, noise, ends
+        grid = torch.linspace(*ends, 1001, dtype=torch.float64)
+        ratios = noise(grid) / image(grid)
+        steps = ratios.diff()
+        if not (bool(torch.isfinite(ratios).all() & (ratios > 0).all())
+                and bool((steps > 0).all() | (steps < 0).all())):
+            raise ValueError(f"Interpolant wants noise / image positive, and rising or falling all "
+                             f"the way over t in {ends}: take narrower ends")
+        self.rises = bool(steps[0] > 0)
+        self.sigma_min, self.sigma_max = float(ratios.min()), float(ratios.max())
+
+    def scale(self, sigma: Tensor) -> Tensor:
+        return self.image(self.time(sigma))
+
+    def time(self, sigma: Tensor) -> Tensor:
+        wanted = sigma.double()
+        low = torch.full_like(wanted, self.ends[0])
+        high = torch.full_like(wanted, self.ends[1])
+        for _ in range(60):  # halvings, to double precision
+            middle = (low + high) / 2
+            before = (self.noise(middle) < wanted * self.image(middle)) == self.rises
+            low, high = torch.where(before, middle, low), torch.where(before, high, middle)
+        return ((low + high) / 2).to(sigma.dtype)
+
+
+Schedule = VarianceExploding | VariancePreserving | Flow | Interpolant
+
+
 class _NetworkPrior(Prior):
     """A real network with a schedule; its first ``channels`` outputs are the prediction.
 
@@ -99,10 +152,11 @@ class _NetworkPrior(Prior):
         How it was trained.
     """
 
-    schedules: tuple[type[nn.Module], ...] = (VarianceExploding, VariancePreserving, Flow)
+    schedules: tuple[type[nn.Module], ...] = (VarianceExploding, VariancePreserving, Flow,
+                                              Interpolant)
 
-    def __init__(self, network: nn.Module, schedule: VarianceExploding | VariancePreserving | Flow,
-                 channels: int, *, spatial_ndim: int = 2, max_batch: int | None = None) -> None:
+    def __init__(self, network: nn.Module, schedule: Schedule, channels: int, *,
+                 spatial_ndim: int = 2, max_batch: int | None = None) -> None:
         super().__init__(channels=channels, is_complex=False, spatial_ndim=spatial_ndim,
                          sigma_min=schedule.sigma_min, sigma_max=schedule.sigma_max,
                          max_batch=max_batch)
@@ -116,11 +170,15 @@ class _NetworkPrior(Prior):
         scale, time = self.schedule.scale(sigma), self.schedule.time(sigma)
         scale, spread = (t.view(-1, *(1,) * self.item_ndim) for t in (scale, sigma))
         # networks with a learned variance put it behind the prediction
-        out = self.network(scale * x, time)[:, : self.channels]
+        return self.to_x0(x, self.checked(self.network(scale * x, time), x), scale, spread)
+
+    def checked(self, made: Tensor, x: Tensor) -> Tensor:
+        """The prediction in what the network made of images as large as ``x``."""
+        out = made[:, : self.channels]
         if out.shape != x.shape:
             raise ValueError(f"{type(self).__name__}: the network made {tuple(out.shape)} of "
                              f"{tuple(x.shape)}: want {self.channels} channels or more, same size")
-        return self.to_x0(x, out, scale, spread)
+        return out
 
     def to_x0(self, x: Tensor, out: Tensor, scale: Tensor, sigma: Tensor) -> Tensor:  # noqa: ARG002
         """``D`` from the prediction ``out``; ``scale`` and ``sigma`` are shaped to multiply."""
@@ -176,3 +234,24 @@ class FlowPrior(_NetworkPrior):
 
     def to_x0(self, x: Tensor, out: Tensor, scale: Tensor, sigma: Tensor) -> Tensor:
         return scale * x - scale * sigma * out
+
+
+class InterpolantPrior(_NetworkPrior):
+    """A network that predicts ``image'(t) x0 + noise'(t) n``, the velocity of an interpolant.
+
+    With ``z = image x0 + noise n``: ``D = (noise v - noise' z) / (noise image' - noise' image)``.
+    """
+
+    schedules = (Interpolant,)
+
+    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        plan = self.schedule
+        t = plan.time(sigma)
+        ones = torch.ones_like(t)
+        image, turn = torch.func.jvp(plan.image, (t,), (ones,))
+        noise, rise = torch.func.jvp(plan.noise, (t,), (ones,))
+        image, turn, noise, rise = (a.view(-1, *(1,) * self.item_ndim)
+                                    for a in (image, turn, noise, rise))
+        z = image * x
+        out = self.checked(self.network(z, t), x)
+        return (noise * out - rise * z) / (noise * turn - rise * image)

@@ -4,13 +4,17 @@ import json
 import math
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from recon.priors.base import Prior
 from recon.priors.errors import CheckpointError
+from recon.priors.loaders import is_folder, open_checkpoint
+from recon.priors.loaders.declared import Declared, Predicts, ValueRange
 from recon.priors.network import DenoisingUNet, EDMPrior, UNetSettings
+from recon.priors.parameterisation import Schedule
 
 SHIPPED = ("brain-mri",)
 FORMAT = 1
@@ -23,16 +27,21 @@ def save(path: str | Path, network: DenoisingUNet, *, sigma_data: float, sigma_m
     ``is_complex`` says that its channels are real parts, then imaginary parts. ``card`` is free
     text about data, training and licence. An existing file is kept unless ``overwrite``.
     """
-    from safetensors.torch import save_file
-
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path.name} exists: choose another name or pass overwrite=True")
     settings = {"format": FORMAT, "network": "drunet", **network.settings._asdict(),
                 "sigma_data": sigma_data, "sigma_min": sigma_min, "sigma_max": sigma_max,
                 "is_complex": is_complex, "card": card}
+    write(Path(path), network.state_dict(), settings, overwrite)
+
+
+def write(path: Path, tensors: dict[str, torch.Tensor], settings: dict[str, Any],
+          overwrite: bool) -> None:
+    """One safetensors file of weights in half precision and of what they mean."""
+    from safetensors.torch import save_file
+
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path.name} exists: choose another name or pass overwrite=True")
     described = json.dumps(settings)
-    weights = {k: v.detach().cpu().half().contiguous() for k, v in network.state_dict().items()}
+    weights = {k: v.detach().cpu().half().contiguous() for k, v in tensors.items()}
     bad = [k for k, v in weights.items() if not bool(torch.isfinite(v).all())]
     if bad:
         raise ValueError(f"{path.name}: {bad[0]} is not finite in half precision: train it again")
@@ -45,39 +54,98 @@ def save(path: str | Path, network: DenoisingUNet, *, sigma_data: float, sigma_m
         part.unlink(missing_ok=True)
 
 
-def load(name_or_path: str | Path, *, precision: torch.dtype = torch.float32,
-         max_batch: int | None = None, device: torch.device | str = "cpu") -> Prior:
-    """Open a prior that ships with the package (``"brain-mri"``) or a safetensors file of ``save``.
+def load(name_or_path: str | Path, *, value_range: ValueRange | None = None,
+         is_complex: bool = False, channels: int | None = None, schedule: Schedule | None = None,
+         predicts: Predicts | None = None, sigma_data: float | None = None,
+         head_channels: int | None = None,
+         attention_order: Literal["legacy", "new"] | None = None,
+         network: nn.Module | None = None, entry: str | None = None,
+         precision: torch.dtype = torch.float32, max_batch: int | None = None,
+         device: torch.device | str = "cpu") -> Prior:
+    """Open a prior that ships with the package, a file of ``save``, or a public checkpoint.
 
-    ``precision`` is what the network computes in; bfloat16 is about twice as fast where the
-    processor has it. Raises CheckpointError for anything that is not such a file; pickled
-    checkpoints are refused unread, because unpickling runs code.
+    A name (``"brain-mri"``) or a safetensors file of ``save`` says all about itself. Checkpoints of
+    guided-diffusion, score_sde's NCSN++, NCSNv2, EDM, EDM2, InverseBench, denoising-diffusion-
+    pytorch and deepinv, folders of diffusers and ONNX networks are recognised by their keys and
+    opened strictly, averaged weights first; what they do not say is declared, and asked for where
+    it is missing. The prior is then of images from 0 to 1. ``docs/priors.md`` tells what each
+    wants. Nothing in a file is executed, and nothing is downloaded.
+
+    Parameters
+    ----------
+    value_range
+        Values of black and white in training, ``(-1, 1)`` or ``(0, 1)``; or ``"normalised"``: a
+        high quantile of each image's magnitude was one, and stays it. Of complex images
+        ``(-a, a)`` for each part, or ``"normalised"``.
+    is_complex
+        Whether channels are real parts, then imaginary parts.
+    channels
+        Image channels of the network that the caller expects; others are refused.
+    schedule
+        Noise levels it was trained for, and how it was told them.
+    predicts
+        What the network makes: ``"eps"``, ``"score"``, ``"v"``, ``"x0"`` or ``"flow"``.
+    sigma_data
+        The deviation that EDM's preconditioning was made for.
+    head_channels, attention_order
+        Of guided-diffusion's attention: channels of each head, and how they stand in its keys.
+    network
+        A network of one's own, to be filled with the file's weights.
+    entry
+        Which entry of the file is the network, where several may be.
+    precision
+        What the network computes in; bfloat16 is about twice as fast where the processor has it.
+
+    Raises CheckpointError, in one sentence, for files that are damaged, incomplete, of no known
+    layout or missing something that must be declared, and for pickles of more than plain data.
     """
+    said = Declared(value_range, is_complex, channels, schedule, predicts, sigma_data,
+                    head_channels, attention_order, network, precision, max_batch)
     path = _path(name_or_path)
+    if path.is_dir() or not _is_own(path):
+        return open_checkpoint(path, said, entry).to(device).eval()
+    declared = [word for word, value in said._asdict().items()
+                if word not in ("channels", "precision", "max_batch")
+                and value is not None and value is not False]
+    if declared or entry is not None:
+        raise CheckpointError(f"{path.name} says all about itself: leave "
+                              f"{(declared or ['entry'])[0]}= out")
     settings, weights = _read(path)
-    unet, levels, is_complex = _settings(path.name, settings)
+    if settings.get("network") == "latent":
+        from recon.priors.latent_weights import built
+
+        return built(path.name, settings, weights, channels, precision, max_batch).to(device).eval()
+    unet, levels, packed = _settings(path.name, settings)
     with torch.device("meta"):  # sizes only: a spoilt file must not claim the memory
         network = DenoisingUNet(unet)
-    wanted = network.state_dict()
-    odd = sorted(wanted.keys() ^ weights.keys())
-    odd += sorted(k for k in wanted.keys() & weights.keys()
-                  if wanted[k].shape != weights[k].shape or not weights[k].is_floating_point())
-    if odd:
-        raise CheckpointError(f"{path.name}: {len(odd)} tensors do not fit the network its "
-                              f"settings describe, first {odd[0]}: the file is damaged or edited")
-    bad = [k for k, v in weights.items() if not bool(torch.isfinite(v).all())]
-    if bad:
-        raise CheckpointError(f"{path.name}: {bad[0]} holds NaN or infinity: copy the file again")
-    network.load_state_dict({k: v.float() for k, v in weights.items()}, assign=True)
+    fill(path.name, network, weights)
     network.requires_grad_(False)
     network.to(memory_format=torch.channels_last)
     prior: Prior = EDMPrior(
         network, unet.image_channels, sigma_data=levels["sigma_data"],
         sigma_min=levels["sigma_min"], sigma_max=levels["sigma_max"], precision=precision,
         max_batch=max_batch)
-    if is_complex:
+    if channels not in (None, unet.image_channels):
+        raise CheckpointError(f"{path.name} is of images of {unet.image_channels} channel(s), not "
+                              f"of the {channels} asked for: take another prior")
+    if packed:
         prior = prior.as_complex("channels")
     return prior.to(device).eval()
+
+
+def fill(name: str, network: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Put a file's weights, and no others, into a network without any."""
+    wanted = network.state_dict()
+    odd = sorted(wanted.keys() ^ weights.keys())
+    odd += sorted(k for k in wanted.keys() & weights.keys()
+                  if wanted[k].shape != weights[k].shape or not weights[k].is_floating_point())
+    if odd:
+        raise CheckpointError(f"{name}: {len(odd)} tensors do not fit the network its "
+                              f"settings describe, first {odd[0]}: the file is damaged or edited")
+    bad = [k for k, v in weights.items() if not bool(torch.isfinite(v).all())]
+    if bad:
+        raise CheckpointError(f"{name}: {bad[0]} holds NaN or infinity: copy the file again")
+    network.load_state_dict({k: v.float() for k, v in weights.items()}, assign=True)
 
 
 def card(name_or_path: str | Path) -> dict[str, Any]:
@@ -93,10 +161,24 @@ def _path(name_or_path: str | Path) -> Path:
         path = folder / f"{name_or_path}.safetensors"
         if not path.is_file():
             raise CheckpointError(f"{path.name} is missing from this installation: install again")
-    if not path.is_file():
+    if not path.is_file() and not is_folder(path):
         raise CheckpointError(f"no prior {str(name_or_path)!r}: want one of {', '.join(SHIPPED)} "
-                              "or the path of a .safetensors file")
+                              "or the path of a .safetensors file, of a public checkpoint or of a "
+                              "folder of diffusers")
     return path
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a file is one of ``save``, or damaged in a way that its reader tells."""
+    if path.suffix != ".safetensors":
+        return False
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return "recon" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return True
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -106,8 +188,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         head = file.read(8)
     if head[:2] == b"PK" or head[:1] == b"\x80":
         raise CheckpointError(f"{path.name} is a pickled checkpoint, which can run code when "
-                              "opened, and is refused: convert its weights to safetensors with "
-                              "recon.priors.save")
+                              "opened, and is refused: convert its weights with "
+                              "scripts/convert_pickle.py, where you trust who made it")
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
