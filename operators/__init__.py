@@ -9,12 +9,12 @@ from recon.operators.blur_varying import VaryingBlur, region_weights
 from recon.operators.check import OperatorReport, check
 from recon.operators.colour import Greyscale, colour_filter
 from recon.operators.counts import Counts, draw_counts
-from recon.operators.ct import ParallelBeamCT
+from recon.operators.ct import FanBeamCT, ParallelBeamCT
 from recon.operators.custom import from_functions, from_nonlinear
 from recon.operators.hadamard import Hadamard, sequency
 from recon.operators.jpeg import JPEG, SmoothJPEG, StraightThroughJPEG
 from recon.operators.masking import Masking, missing_block, random_pixels
-from recon.operators.mri import CartesianMRI
+from recon.operators.mri import CartesianMRI, NonCartesianMRI
 from recon.operators.phase import PhaseRetrieval, random_phases
 from recon.operators.resample import Downsampling
 from recon.operators.sensor import (
@@ -34,11 +34,13 @@ __all__ = [
     "ConjugateGradient",
     "Counts",
     "Downsampling",
+    "FanBeamCT",
     "Greyscale",
     "Hadamard",
     "Identity",
     "LinearOperator",
     "Masking",
+    "NonCartesianMRI",
     "NonlinearBlur",
     "Operator",
     "OperatorReport",

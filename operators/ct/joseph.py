@@ -22,12 +22,13 @@ class Rows(NamedTuple):
 
 
 def joseph_rows(normal: Tensor, offset: Tensor, shape: tuple[int, int],
-                dtype: torch.dtype = torch.float32) -> Rows:
+                dtype: torch.dtype = torch.float32,
+                pixel: tuple[float, float] = (1.0, 1.0)) -> Rows:
     """Weights of the integrals along lines ``normal . (X, Y) = offset``, by Joseph's method.
 
     A line is stepped along the grid axis it is more aligned with, and the image is interpolated
-    linearly along the other; the step length is ``1 / max(|cos|, |sin|)``. The image is zero
-    outside the grid.
+    linearly along the other; the step length is ``1 / max(|cos|, |sin|)`` for pixels of side 1. The
+    image is zero outside the grid.
 
     Parameters
     ----------
@@ -40,6 +41,8 @@ def joseph_rows(normal: Tensor, offset: Tensor, shape: tuple[int, int],
         grid: pixel ``(i, j)`` lies at ``X = j - (columns - 1) / 2``, ``Y = (rows - 1) / 2 - i``.
     dtype
         Of the weights returned; they are computed in float64.
+    pixel
+        Height and width of a pixel, in the unit of the integrals.
 
     Source: Joseph 1982, IEEE Trans. Med. Imaging 1(3), 192-196.
     """
@@ -53,7 +56,7 @@ def joseph_rows(normal: Tensor, offset: Tensor, shape: tuple[int, int],
         steep = n[:, 0].abs() >= n[:, 1].abs()
         count = torch.zeros(len(q), dtype=torch.int64)
         # Two kinds of ray in one chunk are rare; each is built alone and merged by position.
-        parts = [_stepped(n[kind], q[kind], shape, along_rows) for along_rows, kind in
+        parts = [_stepped(n[kind], q[kind], shape, pixel, along_rows) for along_rows, kind in
                  ((True, steep), (False, ~steep))]
         for kind, part in zip((steep, ~steep), parts, strict=True):
             count[kind] = part.start.diff()
@@ -80,18 +83,54 @@ def _runs(first: Tensor, length: Tensor) -> Tensor:
     return torch.arange(int(length.sum())) + torch.repeat_interleave(first - begin, length)
 
 
-def _stepped(normal: Tensor, offset: Tensor, shape: tuple[int, int], along_rows: bool) -> Rows:
+class Steps(NamedTuple):
+    """Where lines meet the image rows they are stepped along (or columns): ``at + slope * row``.
+
+    ``at`` counts columns (or rows) from the first; ``length`` is the way from row to row.
+    """
+
+    at: Tensor  # (rays,)
+    slope: Tensor  # (rays,)
+    length: Tensor  # (rays,)
+
+
+def steps(normal: Tensor, offset: Tensor, shape: tuple[int, int], pixel: tuple[float, float],
+          along_rows: bool) -> Steps:
+    """``Steps`` of the lines ``normal . (X, Y) = offset``, in pixels."""
+    rows, columns = shape
+    a, b = normal.unbind(-1)
+    # a line along (-b, a) is this long where it is 1 long in pixels
+    stretch = torch.hypot(a * pixel[0], b * pixel[1])
+    if along_rows:
+        at = (offset - b * ((rows - 1) / 2)) / a + (columns - 1) / 2
+        return Steps(at, b / a, stretch / a.abs())
+    at = (rows - 1) / 2 - (offset + a * ((columns - 1) / 2)) / b
+    return Steps(at, a / b, stretch / b.abs())
+
+
+def count_taps(normal: Tensor, offset: Tensor, shape: tuple[int, int]) -> Tensor:
+    """At most how many weights each line has, ``(rays,)``, and few more, without computing them."""
+    steep = normal[:, 0].abs() >= normal[:, 1].abs()
+    taps = torch.zeros(len(offset), dtype=torch.float64)
+    for along_rows, kind in ((True, steep), (False, ~steep)):
+        line = steps(normal[kind], offset[kind], shape, (1.0, 1.0), along_rows)
+        length, limit = shape if along_rows else shape[::-1]
+        slope = torch.where(line.slope.abs() < 1e-12, 1e-12, line.slope)  # for the quotient alone
+        first, last = (-1 - line.at) / slope, (limit - line.at) / slope
+        first, last = torch.minimum(first, last), torch.maximum(first, last)
+        inside = last.clamp(max=length - 1).floor() - first.clamp(min=0).ceil() + 1
+        taps[kind] = 2 * inside.clamp(min=0)
+    return taps
+
+
+def _stepped(normal: Tensor, offset: Tensor, shape: tuple[int, int], pixel: tuple[float, float],
+             along_rows: bool) -> Rows:
     """One step per image row (or per image column), two taps to a step."""
     rows, columns = shape
-    a, b = normal[:, :1], normal[:, 1:]
-    if along_rows:
-        step = torch.arange(rows, dtype=torch.float64)
-        across = (offset[:, None] - b * ((rows - 1) / 2 - step)) / a + (columns - 1) / 2
-        limit, length = columns, 1 / a.abs()
-    else:
-        step = torch.arange(columns, dtype=torch.float64)
-        across = (rows - 1) / 2 - (offset[:, None] - a * (step - (columns - 1) / 2)) / b
-        limit, length = rows, 1 / b.abs()
+    line = steps(normal, offset, shape, pixel, along_rows)
+    step = torch.arange(rows if along_rows else columns, dtype=torch.float64)
+    across = line.at[:, None] + line.slope[:, None] * step
+    limit, length = columns if along_rows else rows, line.length[:, None]
     tap = across.floor()
     fraction = across - tap
     taps = torch.stack([tap, tap + 1], -1)  # (rays, steps, 2)

@@ -15,10 +15,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from recon.operators.ct.joseph import Rows, SparsePair, joseph_rows
+from recon.operators.ct.gather import Gather
+from recon.operators.ct.geometry import Geometry
+from recon.operators.ct.joseph import Rows, SparsePair, count_taps, joseph_rows
 
-Method = Literal["auto", "symmetry", "matrix"]
+Method = Literal["auto", "symmetry", "matrix", "gather"]
 
+# Lines this close, in radians and in pixels, are one.
+_MEET = 1e-9
 # Columns of one sparse product: from about 32 the dense operand leaves the L3 cache.
 _MAX_COLUMNS = 16
 # Bytes of one dense operand: glibc maps and faults in anew every block above 32 MiB.
@@ -35,22 +39,22 @@ class Folding(NamedTuple):
     elements: Tensor  # (variants,), bits: 1 flips X, 2 flips Y, then 4 exchanges X and Y
 
 
-def fold(normal: Tensor, offset: Tensor, shape: tuple[int, int], angle_tolerance: float) -> Folding:
+def fold(normal: Tensor, offset: Tensor, square: bool) -> Folding:
     """Map each line ``normal . (X, Y) = offset`` to its kept line.
 
-    Kept lines have ``offset >= 0`` and an angle within [0, 90] degrees, or [0, 45] for a square
-    grid. Every line is mapped by its own symmetry, so nothing is assumed about the set of lines:
-    lines that meet (angles within ``angle_tolerance`` rad, offsets within 1e-9 pixels) share one
+    Kept lines have ``offset >= 0`` and an angle within [0, 90] degrees, or [0, 45] for a ``square``
+    grid of square pixels. Every line is mapped by its own symmetry, so nothing is assumed about the
+    set of lines: lines that meet (angles within 1e-9 rad, offsets within 1e-9 pixels) share one
     kept line, others just do not.
     """
     sign = torch.where(offset < 0, -1.0, 1.0).to(offset)  # (n, q) and (-n, -q): the same line
     a, b = (normal * sign[:, None]).unbind(1)
     flip_x, flip_y = a < 0, b < 0
     a, b = a.abs(), b.abs()
-    swap = (b > a) & (shape[0] == shape[1])
+    swap = (b > a) & square
     angle = torch.atan2(torch.where(swap, a, b), torch.where(swap, b, a))
-    angle_label, angles = _clusters(angle, angle_tolerance)
-    offset_label, offsets = _clusters(offset.abs(), 1e-9)
+    angle_label, angles = _clusters(angle, _MEET)
+    offset_label, offsets = _clusters(offset.abs(), _MEET)
     kept, row = torch.unique(angle_label * len(offsets) + offset_label, return_inverse=True)
     angle = angles[kept // len(offsets)]
     elements, variant = torch.unique(flip_x + 2 * flip_y + 4 * swap, return_inverse=True)
@@ -118,21 +122,22 @@ def _linear(x: Tensor, apply: Callable[[Tensor], Tensor],
 
 
 class LineIntegrals(nn.Module):
-    """Integrals of ``(items, pixels)`` images along any set of lines, and their exact adjoint.
+    """Integrals of ``(items, pixels)`` images along the rays of a geometry, and the exact adjoint.
 
-    Two paths give the same numbers to rounding. "symmetry" keeps only the folded matrix and takes
-    one image at a time; "matrix" has a row for every line and takes up to 16 images at a time.
-    "auto" takes the cheaper one for the number of items, and never a matrix pair larger than
-    ``memory_limit`` bytes; the large matrix is made when first wanted.
+    Three paths give the same numbers to rounding. "symmetry" keeps only the folded matrix and takes
+    one image at a time; "matrix" has a row for every line and takes up to 16 images at a time;
+    "gather" stores nothing and is the slowest. "auto" takes the cheaper of the first two for the
+    number of items, but no matrix pair larger than ``memory_limit`` bytes; where both are, the
+    third. Matrices are made when first wanted.
 
     Parameters
     ----------
-    normal, offset
-        The lines ``normal . (X, Y) = offset``, in pixels, as in ``joseph_rows``.
+    geometry
+        Its rays, in the order ``(views, bins)``.
     shape
         ``(rows, columns)`` of the image.
-    step
-        Length of a pixel side: the integrals are in units of the image times this.
+    dtype
+        In which weights are stored.
     """
 
     row: Tensor
@@ -141,21 +146,34 @@ class LineIntegrals(nn.Module):
     unpick: Tensor
     slot: Tensor
     ray: Tensor
+    place: Tensor
     full: SparsePair | None
+    folded: SparsePair | None
 
-    def __init__(self, normal: Tensor, offset: Tensor, shape: tuple[int, int], step: float,
-                 method: Method, memory_limit: float, angle_tolerance: float,
-                 dtype: torch.dtype) -> None:
+    def __init__(self, geometry: Geometry, shape: tuple[int, int], method: Method,
+                 memory_limit: float, dtype: torch.dtype) -> None:
         super().__init__()
-        folding = fold(normal, offset, shape, angle_tolerance)
-        rows = joseph_rows(folding.normal, folding.offset, shape, torch.float64)
-        self.folded = SparsePair(Rows(rows.start, rows.column, (rows.value * step).to(dtype)),
-                                 math.prod(shape))
-        self.full = None
-        self.method, self.memory_limit = method, memory_limit
-        self.pixels, self.rays, self.columns = (
-            math.prod(shape), len(offset), len(folding.elements))
+        self.gather = Gather(geometry, shape, dtype)
+        self.method, self.memory_limit, self.dtype = method, memory_limit, dtype
+        self.pixels, self.rays = math.prod(shape), len(geometry.angles) * geometry.bins
+        self.folded = self.full = None
+        self.entries, self.columns, self.parts = 0, 0, [slice(0, 0)]
+        # what says where this lives, where nothing else is stored
+        self.register_buffer("place", torch.zeros(()), persistent=False)
+        if method != "gather":
+            self._fold(geometry, shape)
+
+    def _fold(self, geometry: Geometry, shape: tuple[int, int]) -> None:
+        normal, offset = (t.flatten(0, 1) for t in geometry.lines())
+        pixel = geometry.pixel
+        folding = fold(normal, offset, shape[0] == shape[1] and pixel[0] == pixel[1])
+        kept = float(count_taps(folding.normal, folding.offset, shape).sum())
+        if self.method == "auto" and self._bytes(kept) > self.memory_limit:
+            return
+        rows = joseph_rows(folding.normal, folding.offset, shape, self.dtype, pixel)
+        self.folded = SparsePair(rows, math.prod(shape))
         self.entries = int(rows.start.diff()[folding.row].sum())
+        self.columns = len(folding.elements)
 
         pick = variants(shape, folding.elements)
         unpick = torch.argsort(pick, 0) * self.columns + torch.arange(self.columns)
@@ -184,31 +202,39 @@ class LineIntegrals(nn.Module):
         """``(items, rays)`` to ``(items, pixels)``."""
         return _linear(y, self._backproject, self._project)
 
-    def uses_matrix(self, items: int) -> bool:
-        """Whether that many items take the "matrix" path."""
+    def path(self, items: int) -> Method:
+        """Which path that many items take."""
+        if self.folded is None:
+            return "gather"
         if self.method != "auto":
-            return self.method == "matrix"
-        if 2 * self.entries * (4 + self.folded.value.element_size()) > self.memory_limit:
-            return False
+            return self.method
+        if self._bytes(self.entries) > self.memory_limit:
+            return "symmetry"
         # In units of one weight streamed: a further column costs 1/20 of the first, making and
         # merging a variant 2 per pixel (fitted to timings at 256^2 x 60 and 512^2 x 180 views).
         folded = len(self.folded.value) * (1 + self.columns / 20) + 2 * self.pixels * self.columns
-        return self.entries * (1 + items / 20) < items * folded
+        return "matrix" if self.entries * (1 + items / 20) < items * folded else "symmetry"
+
+    def _bytes(self, entries: float) -> float:
+        """Of a pair of matrices with so many weights."""
+        return 2 * entries * (4 + self.dtype.itemsize)
 
     def _project(self, x: Tensor) -> Tensor:
-        if self.uses_matrix(len(x)):
-            return self._columns(x, self.rays, transposed=False)
+        if (path := self.path(len(x))) != "symmetry":
+            return self._columns(x, self.rays, path, transposed=False)
+        folded = _stored(self.folded)
 
         def one(image: Tensor) -> Tensor:
             columns = image.index_select(0, self.pick).view(self.pixels, self.columns)
-            return self.folded.multiply(columns).view(-1).index_select(0, self.slot)
+            return folded.multiply(columns).view(-1).index_select(0, self.slot)
 
         return self._each(x, self.rays, one)
 
     def _backproject(self, y: Tensor) -> Tensor:
-        if self.uses_matrix(len(y)):
-            return self._columns(y, self.pixels, transposed=True)
-        slots = self.folded.shape[0] * self.columns
+        if (path := self.path(len(y))) != "symmetry":
+            return self._columns(y, self.pixels, path, transposed=True)
+        folded = _stored(self.folded)
+        slots = folded.shape[0] * self.columns
 
         def one(sinogram: Tensor) -> Tensor:
             columns = sinogram.new_zeros(slots)
@@ -218,7 +244,7 @@ class LineIntegrals(nn.Module):
                 for part in self.parts:
                     ray = self.ray[part]
                     columns.index_add_(0, self.slot[ray], sinogram[ray])
-            images = self.folded.multiply(columns.view(-1, self.columns), transposed=True)
+            images = folded.multiply(columns.view(-1, self.columns), transposed=True)
             images = images.view(-1).index_select(0, self.unpick).view(self.pixels, -1)
             return images.mv(images.new_ones(self.columns))  # a sum, in half the time of sum(1)
 
@@ -230,8 +256,8 @@ class LineIntegrals(nn.Module):
             result[i] = one(item)
         return result
 
-    def _columns(self, x: Tensor, size: int, transposed: bool) -> Tensor:
-        if self.full is None:
+    def _columns(self, x: Tensor, size: int, path: Method, transposed: bool) -> Tensor:
+        if path == "matrix" and self.full is None:
             self.full = self._unfolded()
         result = x.new_empty(len(x), size)
         precision = _precision(x)
@@ -239,14 +265,19 @@ class LineIntegrals(nn.Module):
         width = min(max(widest, 1), _MAX_COLUMNS)
         for i in range(0, len(x), width):
             dense = x[i : i + width].to(precision).T.contiguous()
-            result[i : i + width] = self.full.multiply(dense, transposed).T
+            if path == "matrix":
+                product = _stored(self.full).multiply(dense, transposed)
+            else:
+                product = (self.gather.backproject if transposed else self.gather.project)(dense)
+            result[i : i + width] = product.T
         return result
 
     def _unfolded(self) -> SparsePair:
         """The matrix with a row for every line: kept rows with their columns moved."""
+        kept = _stored(self.folded)
         start, column, value, row, variant, pick = (
-            t.cpu() for t in (self.folded.start.long(), self.folded.column, self.folded.value,
-                              self.row, self.variant, self.pick.view(self.pixels, self.columns)))
+            t.cpu() for t in (kept.start.long(), kept.column, kept.value, self.row, self.variant,
+                              self.pick.view(self.pixels, self.columns)))
         pick = pick.T.contiguous()
         length = start.diff()[row]
         full = torch.zeros(len(row) + 1, dtype=torch.int64)
@@ -261,7 +292,12 @@ class LineIntegrals(nn.Module):
             of = torch.repeat_interleave(variant[rays], length[rays])
             columns[lo:hi] = pick[of, column[source]]
             values[lo:hi] = value[source]
-        return SparsePair(Rows(full, columns, values), self.pixels).to(self.folded.value.device)
+        return SparsePair(Rows(full, columns, values), self.pixels).to(self.place.device)
+
+
+def _stored(pair: SparsePair | None) -> SparsePair:
+    assert pair is not None, "this path has its matrix"
+    return pair
 
 
 def _precision(x: Tensor) -> torch.dtype:

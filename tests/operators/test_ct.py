@@ -1,9 +1,10 @@
-"""Parallel-beam CT against its definition, closed forms, scikit-image, and planted faults."""
+"""CT of a plane against its definition, closed forms, scikit-image, and planted faults."""
 
 import copy
 import math
 import pickle
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,19 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from recon.operators.base import LinearOperator
-from recon.operators.ct import ParallelBeamCT
+from recon.operators.ct import FanBeamCT, ParallelBeamCT
+from recon.operators.ct.joseph import count_taps, joseph_rows
+from recon.operators.ct.planar import PlanarCT
 from recon.operators.ct.symmetry import Method
+from tests.operators.ellipses import (
+    DISC,
+    SHEPP_LOGAN,
+    Body,
+    fan_integrals,
+    fan_lines,
+    integrals,
+    picture,
+)
 
 PI = math.pi
 
@@ -36,30 +48,43 @@ def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Ten
     return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
-# name: (size, angles, detectors, keywords)
+# name: (size, angles, detectors, keywords); a fan has a source
 GEOMETRIES: dict[str, tuple[Any, Tensor, int | None, dict[str, Any]]] = {
     "even": (16, spread(12), None, {}),
     "odd": (15, spread(7), 24, {}),
     "offset": (16, spread(12), 25, {"detector_offset": 0.25}),
     "large offset": (12, spread(9, 2 * PI), 31, {"detector_offset": -6.3}),
     "rectangular": ((10, 17), spread(11), None, {"detector_offset": 0.5}),
+    "oblong pixels": ((9, 12), spread(8), None, {"pixel_size": (1.3, 0.6)}),
     "random": (13, randn(9, dtype=torch.float64, seed=3) * 5, 20, {}),
     "limited": (16, spread(8, PI / 3), 24, {"pixel_size": 0.7, "detector_spacing": 0.9}),
+    "fine bins": (11, spread(6), 60, {"detector_spacing": 0.31}),
     "repeated": (16, torch.cat([spread(6, 2 * PI), spread(6, 2 * PI)]), 23, {}),
     "one pixel": (1, spread(5), None, {}),
     "one view": ((9, 4), torch.tensor([0.3], dtype=torch.float64), None, {}),
+    "fan": (16, spread(12, 2 * PI), None, {"source_distance": 30.0}),
+    "curved fan": (15, spread(8, 2 * PI), 24, {"source_distance": 30.0, "curved": True,
+                                               "detector_distance": 11.0}),
+    "near source": (16, spread(5, 4.0), 50, {"source_distance": 14.0, "detector_offset": 0.25}),
+    "near curved source": (12, spread(4, 4.0), 24, {"source_distance": 9.8, "curved": True}),
+    "fan of oblong pixels": ((9, 12), randn(7, dtype=torch.float64, seed=3) * 5, 33, {
+        "source_distance": 21.0, "detector_distance": 6.0, "pixel_size": (1.3, 0.6),
+        "detector_spacing": 0.8, "detector_offset": -3.5}),
 }
 
 
-def geometry(name: str, **changed: Any) -> ParallelBeamCT:
+def geometry(name: str, **changed: Any) -> PlanarCT:
     size, angles, detectors, keywords = GEOMETRIES[name]
-    return ParallelBeamCT(size, angles, detectors, **(keywords | changed))
+    keywords = keywords | changed
+    if "source_distance" in keywords:
+        return FanBeamCT(size, angles, detectors=detectors, **keywords)
+    return ParallelBeamCT(size, angles, detectors, **keywords)
 
 
 class Faulty(LinearOperator):
     """A CT operator with one part replaced."""
 
-    def __init__(self, A: ParallelBeamCT, forward: Callable[[Tensor], Tensor] | None = None,
+    def __init__(self, A: PlanarCT, forward: Callable[[Tensor], Tensor] | None = None,
                  adjoint: Callable[[Tensor], Tensor] | None = None) -> None:
         super().__init__(A.domain, A.range)
         self.fwd, self.adj = forward or A.forward, adjoint or A.adjoint
@@ -71,9 +96,10 @@ class Faulty(LinearOperator):
         return self.adj(y)
 
 
-def without_one_weight(A: ParallelBeamCT) -> ParallelBeamCT:
+def without_one_weight(A: PlanarCT) -> PlanarCT:
     """A whose transposed matrix lacks its largest weight."""
     A = copy.deepcopy(A)
+    assert A.lines.folded is not None
     A.lines.folded.value_t[A.lines.folded.value_t.argmax()] = 0
     return A
 
@@ -97,19 +123,27 @@ def check_adjoint(A: LinearOperator, batch: tuple[int, ...], dtype: torch.dtype)
     assert mismatch <= (1e-5 if dtype == torch.float32 else 1e-11), f"mismatch {mismatch:.1e}"
 
 
-def check_definition(A: LinearOperator, angles: Tensor, detector_offset: float = 0,
-                     pixel_size: float = 1, detector_spacing: float | None = None) -> None:
+def check_definition(A: PlanarCT, angles: Tensor, detector_offset: float = 0,
+                     pixel_size: float | tuple[float, float] = 1,
+                     detector_spacing: float | None = None, source_distance: float | None = None,
+                     detector_distance: float = 0, curved: bool = False) -> None:
     """Every weight, from the definition of Joseph's method, with no symmetry or sparsity."""
     (_, h, w), (_, _, detectors) = A.domain.shape, A.range.shape
-    s = np.arange(detectors) - (detectors - 1) / 2 + detector_offset
-    s = s * (detector_spacing or pixel_size) / pixel_size
-    X, Y = np.meshgrid(np.arange(w) - (w - 1) / 2, (h - 1) / 2 - np.arange(h))
-    views = []
-    for c, d in zip(np.cos(angles.numpy()), np.sin(angles.numpy()), strict=True):
-        distance = np.abs(X * c + Y * d - s[:, None, None])  # of the pixel from the line
-        larger = max(abs(c), abs(d))
-        views.append(np.maximum(0, 1 - distance / larger) / larger * pixel_size)
-    want = torch.from_numpy(np.stack(views)).reshape(-1, h * w)
+    height, width = pixel_size if isinstance(pixel_size, tuple) else (pixel_size, pixel_size)
+    source = source_distance or 1
+    spacing = detector_spacing or min(height, width) * (1 + detector_distance / source)
+    s = (np.arange(detectors) - (detectors - 1) / 2 + detector_offset) * spacing
+    X, Y = np.meshgrid((np.arange(w) - (w - 1) / 2) * width, ((h - 1) / 2 - np.arange(h)) * height)
+    if source_distance is None:
+        theta, q = np.broadcast_arrays(angles.numpy()[:, None], s)
+    else:
+        theta, q = fan_lines(angles, source, detector_distance, s, curved)
+    c, d, q = np.cos(theta)[..., None, None], np.sin(theta)[..., None, None], q[..., None, None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        by_rows = np.maximum(0, 1 - np.abs((q - d * Y) / c - X) / width) * height / np.abs(c)
+        by_columns = np.maximum(0, 1 - np.abs((q - c * X) / d - Y) / height) * width / np.abs(d)
+    weights = np.where(np.abs(c) * width >= np.abs(d) * height, by_rows, by_columns)
+    want = torch.from_numpy(weights).reshape(-1, h * w)
     eye = torch.eye(h * w, dtype=torch.float64).view(-1, 1, h, w)
     close(A(eye).flatten(1).T, want, 1e-6)
 
@@ -148,7 +182,7 @@ def check_items_alone(A: LinearOperator) -> None:
 @pytest.mark.parametrize("name", GEOMETRIES)
 @pytest.mark.filterwarnings("ignore:.*covers")
 class TestGeometries:
-    @pytest.mark.parametrize("method", ["symmetry", "matrix"])
+    @pytest.mark.parametrize("method", ["symmetry", "matrix", "gather"])
     def test_adjoint(self, name: str, method: str) -> None:
         A = geometry(name, method=method)
         for batch in ((), (3,), (2, 3)):
@@ -163,15 +197,17 @@ class TestGeometries:
         with pytest.raises(AssertionError):
             check_definition(geometry(name, detector_offset=shifted), angles, **keywords)
 
-    def test_both_paths_agree(self, name: str) -> None:
+    def test_all_paths_agree(self, name: str) -> None:
         folded, full = geometry(name, method="symmetry"), geometry(name, method="matrix")
         for batch in ((), (5,), (2, 17)):  # 34 images pass the widest chunk
             check_paths(folded, full, batch)
-        with pytest.raises(AssertionError):
-            check_paths(folded, geometry(name, method="matrix", detector_offset=0.1), (5,))
+        check_paths(folded, geometry(name, method="gather"), (2,))
+        for method in ("matrix", "gather"):
+            with pytest.raises(AssertionError):
+                check_paths(folded, geometry(name, method=method, detector_offset=0.1), (5,))
 
 
-@pytest.mark.parametrize("method", ["symmetry", "matrix"])
+@pytest.mark.parametrize("method", ["symmetry", "matrix", "gather"])
 def test_adjoint_check_rejects_faults(method: str) -> None:
     A = geometry("even", method=method)
     unmatched = geometry("even", detector_offset=0.5)  # half a bin off
@@ -203,9 +239,12 @@ def test_items_are_handled_alone() -> None:
         check_items_alone(Faulty(A, forward=lambda x: A(x) / x.norm()))
 
 
-@pytest.mark.parametrize("method", ["symmetry", "matrix"])
-def test_gradients(method: Method) -> None:
-    A = ParallelBeamCT((4, 3), spread(2), 5, method=method)
+@pytest.mark.parametrize(("method", "fan"), [("symmetry", False), ("matrix", True),
+                                             ("gather", False), ("gather", True)])
+def test_gradients(method: Method, fan: bool) -> None:
+    A: PlanarCT = ParallelBeamCT((3, 2), spread(2), 4, method=method)
+    if fan:
+        A = FanBeamCT((3, 2), spread(2), 6.0, detectors=4, method=method)
     check_gradients(A)
 
     def unmatched(y: Tensor) -> Tensor:
@@ -234,12 +273,14 @@ def test_copies_hold_the_same_bits() -> None:
 
 
 def test_state_dict_round_trip() -> None:
-    A, B = geometry("even"), ParallelBeamCT(16, spread(12) + 0.1, 23)
-    with pytest.raises(AssertionError):
-        check_same_bits(A, B)
-    B.load_state_dict(A.state_dict())
-    check_same_bits(A, B)
-    assert sum(t.numel() for t in A.state_dict().values()) < 50
+    A, B = geometry("even"), ParallelBeamCT(16, spread(12) + 0.1, 23, pixel_size=(1.2, 1.1))
+    C, D = geometry("fan", curved=True), FanBeamCT(16, spread(12), 40.0, 3.0, 24)
+    for one, other in ((A, B), (C, D)):
+        with pytest.raises(AssertionError):
+            check_same_bits(one, other)
+        other.load_state_dict(one.state_dict())
+        check_same_bits(one, other)
+        assert sum(t.numel() for t in one.state_dict().values()) < 50
     with pytest.raises(ValueError, match=r"want the state .* got one of \(1, 15, 15\)"):
         B.load_state_dict(geometry("odd").state_dict())
 
@@ -260,16 +301,47 @@ def test_built_in_inference_mode_trains_outside() -> None:
 
 def test_paths_are_chosen_by_batch_and_memory() -> None:
     lines = ParallelBeamCT(64, spread(30)).lines
-    assert [lines.uses_matrix(n) for n in (1, 2, 8, 64)] == [False, False, True, True]
-    assert not ParallelBeamCT(64, spread(30), memory_limit=1e6).lines.uses_matrix(64)
+    assert [lines.path(n) for n in (1, 2, 8, 64)] == ["symmetry", "symmetry", "matrix", "matrix"]
+    assert ParallelBeamCT(64, spread(30), memory_limit=2e6).lines.path(64) == "symmetry"
+    bare = ParallelBeamCT(64, spread(30), memory_limit=1e5)
+    assert bare.lines.path(1) == bare.lines.path(64) == "gather"
+    assert sum(t.numel() for t in bare.buffers()) == 1
+    check_paths(bare, ParallelBeamCT(64, spread(30)), (2,))
     assert lines.columns == 8
     assert ParallelBeamCT((64, 32), spread(30)).lines.columns == 4
+    assert ParallelBeamCT(64, spread(30), pixel_size=(1.0, 0.5)).lines.columns == 4
+
+
+def check_count(count: Callable[[Tensor, Tensor, tuple[int, int]], Tensor]) -> None:
+    """Never too few, so that memory suffices; in larger images few too many."""
+    larger = [ParallelBeamCT((90, 80), spread(7)), FanBeamCT(80, spread(7), 130.0)]
+    for A in [geometry(name) for name in GEOMETRIES] + larger:
+        normal, offset = (t.flatten(0, 1) for t in A.geometry.lines())
+        shape = (A.domain.shape[1], A.domain.shape[2])
+        made = joseph_rows(normal, offset, shape).start.diff()
+        counted = count(normal, offset, shape)
+        assert bool((counted >= made).all())
+        assert max(shape) < 80 or float(counted.sum()) < 1.08 * float(made.sum())
+
+
+@pytest.mark.filterwarnings("ignore:.*covers")
+def test_weights_are_counted_before_they_are_made() -> None:
+    check_count(count_taps)
+    for wrong in (lambda *args: count_taps(*args) / 2, lambda *args: 1.1 * count_taps(*args)):
+        with pytest.raises(AssertionError):
+            check_count(wrong)
 
 
 def test_symmetry_shrinks_the_matrix() -> None:
-    for angles, gain in ((spread(60), 7.0), (spread(60).float(), 7.0), (spread(60) + 0.01, 1.9)):
-        lines = ParallelBeamCT(64, angles).lines
-        assert lines.entries > gain * len(lines.folded.value)
+    def gain(A: PlanarCT) -> float:
+        assert A.lines.folded is not None
+        return A.lines.entries / len(A.lines.folded.value)
+
+    for angles, least in ((spread(60), 7.0), (spread(60).float(), 7.0), (spread(60) + 0.01, 1.9)):
+        assert gain(ParallelBeamCT(64, angles)) > least
+    turn = spread(60, 2 * PI)
+    for angles, least in ((turn, 7.9), (turn.float(), 7.9), (turn[:59], 3.5), (turn + 0.01, 3.9)):
+        assert gain(FanBeamCT(64, angles, 130.0)) > least
 
 
 def check_physical_units(make: Callable[[float], LinearOperator]) -> None:
@@ -298,46 +370,8 @@ def test_conventions() -> None:
         check_conventions(ParallelBeamCT(8, [0.0, -PI / 2], 8))
 
 
-# Ellipses: (density, centre X and Y, half axes, rotation), in units of half the image.
-DISC = [(1.0, 0.11, -0.07, 0.6, 0.6, 0.0)]
-SHEPP_LOGAN = [
-    (1.0, 0.0, 0.0, 0.69, 0.92, 0.0), (-0.8, 0.0, -0.0184, 0.6624, 0.874, 0.0),
-    (-0.2, 0.22, 0.0, 0.11, 0.31, -0.1 * PI), (-0.2, -0.22, 0.0, 0.16, 0.41, 0.1 * PI),
-    (0.1, 0.0, 0.35, 0.21, 0.25, 0.0), (0.1, 0.0, 0.1, 0.046, 0.046, 0.0),
-    (0.1, 0.0, -0.1, 0.046, 0.046, 0.0), (0.1, -0.08, -0.605, 0.046, 0.023, 0.0),
-    (0.1, 0.0, -0.606, 0.023, 0.023, 0.0), (0.1, 0.06, -0.605, 0.023, 0.046, 0.0),
-]
-
-
-def picture(ellipses: list[tuple[float, ...]], n: int, fine: int = 6) -> Tensor:
-    """Each pixel's mean over ``fine`` squared points."""
-    at = (np.arange(n * fine) + 0.5) / (n * fine) * 2 - 1
-    X, Y = at[None, :], -at[:, None]
-    total = np.zeros((n * fine, n * fine))
-    for density, x0, y0, a, b, turn in ellipses:
-        c, s = math.cos(turn), math.sin(turn)
-        u, v = (X - x0) * c + (Y - y0) * s, (Y - y0) * c - (X - x0) * s
-        total += density * ((u / a) ** 2 + (v / b) ** 2 <= 1)
-    means = total.reshape(n, fine, n, fine).mean((1, 3))
-    return torch.from_numpy(means).float().unsqueeze(0)
-
-
-def integrals(ellipses: list[tuple[float, ...]], n: int, angles: Tensor, detectors: int) -> Tensor:
-    """Line integrals averaged over each bin, in pixels."""
-    edges = (np.arange(detectors + 1) - detectors / 2) / (n / 2)
-    theta = angles.numpy()[:, None]
-    total = np.zeros((len(angles), detectors))
-    for density, x0, y0, a, b, turn in ellipses:
-        reach = np.hypot(a * np.cos(theta - turn), b * np.sin(theta - turn))
-        t = np.clip((edges - x0 * np.cos(theta) - y0 * np.sin(theta)) / reach, -1, 1)
-        # the integral of sqrt(1 - t^2) is (t sqrt(1 - t^2) + asin t) / 2
-        area = density * a * b * (t * np.sqrt(1 - t**2) + np.arcsin(t))
-        total += np.diff(area, axis=1)
-    return torch.from_numpy(total * (n / 2) ** 2).float().unsqueeze(0)
-
-
 @pytest.mark.parametrize(("body", "tolerance"), [(DISC, 2e-3), (SHEPP_LOGAN, 8e-3)])
-def test_closed_form_of_ellipses(body: list[tuple[float, ...]], tolerance: float) -> None:
+def test_closed_form_of_ellipses(body: Body, tolerance: float) -> None:
     n, angles, detectors = 256, spread(60), 363
     x, y = picture(body, n), integrals(body, n, angles, detectors)
     close(ParallelBeamCT(n, angles, detectors)(x), y, tolerance)
@@ -345,6 +379,37 @@ def test_closed_form_of_ellipses(body: list[tuple[float, ...]], tolerance: float
     for wrong in (half(x), half(x.roll(1, -1)), ParallelBeamCT(n, -angles, detectors)(x)):
         with pytest.raises(AssertionError, match="relative error"):
             close(wrong, y, tolerance)
+
+
+@pytest.mark.parametrize("curved", [False, True])
+@pytest.mark.parametrize(("body", "tolerance"), [(DISC, 2e-3), (SHEPP_LOGAN, 8e-3)])
+def test_closed_form_of_ellipses_in_a_fan(body: Body, tolerance: float, curved: bool) -> None:
+    n, angles, far, near = 256, spread(60, 2 * PI), 512.0, 300.0
+    A = FanBeamCT(n, angles, far, near, curved=curved)
+    bins, spacing = A.geometry.bins, A.geometry.spacing
+    x = picture(body, n)
+    y = fan_integrals(body, n, angles, far, near, bins, spacing, curved=curved)
+    close(A(x), y, tolerance)
+    for wrong in (FanBeamCT(n, -angles, far, near, bins, curved=curved),
+                  FanBeamCT(n, angles, far, near, bins, 0.5, curved=curved),
+                  FanBeamCT(n, angles, far + 20, near - 20, bins, curved=curved),
+                  FanBeamCT(n, angles, far, near, bins, curved=not curved)):
+        with pytest.raises(AssertionError, match="relative error"):
+            close(wrong(x), y, tolerance)
+
+
+def check_far_source(fan: Callable[..., PlanarCT]) -> None:
+    """A fan from far away is a view of parallel rays of the same angle."""
+    x, angles = randn(1, 15, 15, dtype=torch.float64), randn(5, dtype=torch.float64, seed=4)
+    parallel = ParallelBeamCT(15, angles, 21, 0.3, dtype=torch.float64)
+    close(fan(15, angles, 1e7, 5.0, 21, 0.3, dtype=torch.float64)(x), parallel(x), 1e-5)
+
+
+def test_a_far_source_is_parallel() -> None:
+    for curved in (False, True):
+        check_far_source(partial(FanBeamCT, curved=curved))
+    with pytest.raises(AssertionError, match="relative error"):
+        check_far_source(lambda size, angles, *rest, **kw: FanBeamCT(size, -angles, *rest, **kw))
 
 
 def check_against_scikit_image(n: int, turn: int = 1, offset: float = 0, pixel: float = 1) -> None:
@@ -383,14 +448,32 @@ def test_scikit_image_agrees(n: int) -> None:
     ({"pixel_size": 0.0}, "positive pixel_size, got 0.0"),
     ({"detector_spacing": -1.0}, "positive detector_spacing, got -1.0"),
     ({"detector_offset": math.nan}, "finite detector_offset, got nan"),
-    ({"method": "gpu"}, "method auto, symmetry or matrix, got 'gpu'"),
+    ({"pixel_size": (1.0, 0.0)}, "positive pixel_size, got 0.0"),
+    ({"pixel_size": (1.0, 1.0, 1.0)}, r"side or \(height, width\), got \(1.0, 1.0, 1.0\)"),
+    ({"memory_limit": math.nan}, "memory_limit >= 0, got nan"),
+    ({"method": "gpu"}, "method auto, symmetry, matrix or gather, got 'gpu'"),
     ({"dtype": torch.float16}, "float32 or float64, got torch.float16"),
 ])
 def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match="ParallelBeamCT: want .*" + message):
         ParallelBeamCT(**{"size": 4, "angles": [0.0], **arguments})
+    with pytest.raises(ValueError, match="FanBeamCT: want .*" + message):
+        FanBeamCT(**{"size": 4, "angles": [0.0], "source_distance": 9.0, **arguments})
     with pytest.raises(TypeError, match=r"whole number as size, got 4\.5"):
         ParallelBeamCT(4.5, [0.0])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"source_distance": 0.0}, "want a positive source_distance, got 0.0"),
+    ({"source_distance": math.inf}, "want a positive source_distance, got inf"),
+    ({"source_distance": 3.8}, r"a pixel or more outside .* 2\.82843 from .*, got .* 3\.8"),
+    ({"detectors": 30, "curved": True}, "ends before 90 degrees, got one up to 95: want fewer"),
+    ({"detector_distance": -1.0}, "want a detector_distance >= 0, got -1.0"),
+    ({"detector_distance": math.nan}, "want a detector_distance >= 0, got nan"),
+])
+def test_a_fan_that_cannot_be_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FanBeamCT(**{"size": 4, "angles": [0.0], "source_distance": 9.0, **arguments})
 
 
 def test_a_short_detector_is_warned_about() -> None:
@@ -398,3 +481,9 @@ def test_a_short_detector_is_warned_about() -> None:
         ParallelBeamCT(16, [0.0], 8)
     with pytest.warns(UserWarning, match=r"covers 75\.0% of the circle"):
         ParallelBeamCT((32, 16), [0.0], 16, detector_offset=4.0)
+    with pytest.warns(UserWarning, match=r"FanBeamCT.* covers 0\.0% of the circle"):
+        FanBeamCT(16, [0.0], 30.0, detectors=16, detector_offset=20.0)
+    # 2 x 14 sin(g) of 16 pixels, where 14 tan(g) = 4 or 14 g = 4
+    for curved, covered in ((False, r"48\.1%"), (True, r"49\.3%")):
+        with pytest.warns(UserWarning, match=rf"covers {covered} of the circle"):
+            FanBeamCT(16, [0.0], 14.0, detectors=8, curved=curved)
