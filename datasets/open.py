@@ -56,7 +56,8 @@ def recognise(path: StrPath) -> str:
     if path.is_dir():
         if is_dicom(path):
             return "dicom"
-        raise FormatError.about(path, "a folder without DICOM files: want a file, or a series")
+        raise FormatError.about(path, "a folder without DICOM files: want a file of it, or a "
+                                      "folder that is one series of images")
     if path.suffix in (".hdr", ".cfl"):
         return "bart"
     if not path.exists() and bart_paths(path)[0].exists():
@@ -177,7 +178,8 @@ def describe(path: StrPath, *, series: str | None = None) -> dict[str, Any]:
                 "unit": found.unit, "value_range": _range(found.values)}
         options = " --sampler tv"
     options += "" if series is None else f" --series {shlex.quote(series)}"
-    command = f"recon reconstruct {shlex.quote(str(path))} --out results{options}"
+    place = f"./{path}" if str(path).startswith("-") else str(path)  # no option
+    command = f"recon reconstruct {shlex.quote(place)} --out results{options}"
     return about | more | {"next_command": command}
 
 

@@ -71,13 +71,14 @@ class Slices(Dataset[Scan | Volume | Projections]):
             self.entries += [(path, number) for number in range(count)]
         if not self.entries:
             others = [*self.bad, *self.left_out]
-            problem = f"found none, {len(others)} are left out"
+            problem = f"found none, {len(others)} are left out" if others else "found none"
             if acquisitions:
                 problem = f"found the acquisitions {', '.join(sorted(acquisitions))}"
             elif others:
                 problem += f", the first being {': '.join(others[0])}"
             wanted = "" if acquisition is None else f" of acquisition {acquisition}"
-            raise ValueError(f"Slices: want files{wanted} to read, {problem}")
+            where = Path(source).name if isinstance(source, str | PathLike) else "Slices"
+            raise ValueError(f"{where}: want files{wanted} to read, {problem}")
 
     def __len__(self) -> int:
         return len(self.entries)

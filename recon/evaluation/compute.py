@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recon import priors
 from recon.datasets import Volume
-from recon.evaluation.plan import Cell, File
+from recon.evaluation.plan import Cell, File, place_of
 from recon.evaluation.settings import PRECISIONS, ZERO_FILLED, Settings, needs_prior
 from recon.evaluation.subject import Batch, Subject, batch_of, finished, open_subject, zero_filled
 from recon.metrics import body_mask, hu_errors, mu_to_hu, slice_sums, whole_slice_sums
@@ -45,7 +45,7 @@ class Worker:
     def opened(self, name: str) -> Subject:
         if self.subject is None or self.subject[0] != name:
             self.subject = None  # two volumes may be too many
-            self.subject = name, open_subject(self.folder / name, self.settings)
+            self.subject = name, open_subject(place_of(self.folder, name), self.settings)
         return self.subject[1]
 
     def compute(self, cell: Cell, numbers: Sequence[int]) -> list[Result]:

@@ -148,6 +148,12 @@ def _parts(path: Path) -> list[Path]:
     return [path, partner] if partner != path and partner.exists() else [path]
 
 
+def place_of(folder: Path, name: str) -> Path:
+    """Where a volume of the plan lies: in the folder, or it is the folder, a series of images."""
+    inside = folder / name
+    return folder if folder.name == name and not inside.exists() else inside
+
+
 def fingerprint(path: Path) -> tuple[int, int, str]:
     """Size in bytes, last change in ns, and SHA-256 of what a volume lies in."""
     told, size, modified = hashlib.sha256(), 0, 0

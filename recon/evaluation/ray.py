@@ -35,7 +35,7 @@ def computed_by_ray(folder: Path, maps: Path, settings: Settings,
     wanted = {"num_cpus": settings.threads, "num_gpus": gpus}
 
     def fresh() -> Any:
-        return actor.options(**wanted).remote(folder.resolve(), settings, maps.resolve())
+        return actor.options(**wanted).remote(folder.absolute(), settings, maps.absolute())
 
     waiting = [(cell, numbers, 1) for cell, numbers in reversed(work)]
     idle = [fresh() for _ in range(min(workers, len(work)))]

@@ -15,6 +15,7 @@ from recon.evaluation.plan import (
     cells,
     differences,
     make_plan,
+    place_of,
     prior_hash,
     read_plan,
     unchanged,
@@ -49,6 +50,8 @@ def evaluate(folder: str | Path, out: str | Path, settings: Settings, *, engine:
     settings or files have changed since, and FormatError for files that cannot be used.
     """
     folder, out = Path(folder), Path(out)
+    if folder.name in ("", ".."):
+        folder = folder.resolve()  # volumes go by their names, and a series is one
     settings = settings.checked()
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder.name}: want a folder of files to evaluate")
@@ -58,11 +61,17 @@ def evaluate(folder: str | Path, out: str | Path, settings: Settings, *, engine:
         raise NotADirectoryError(f"{out.name} is a file, not a folder: choose another --out")
     if out.is_dir() and not (out / "plan.json").exists() and _foreign(out):
         raise FileExistsError(f"{out.name} holds other files: choose another --out")
+    made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     with only_writer(out):
         for part in out.rglob(".*.part"):  # what a killed run was writing
             part.unlink()
-        plan = _planned(folder, out, settings, skip_bad, say)
+        try:
+            plan = _planned(folder, out, settings, skip_bad, say)
+        except BaseException:
+            if made:  # nothing was begun
+                shutil.rmtree(out, ignore_errors=True)
+            raise
         store = Store(out, plan)
         try:
             work = store.left()
@@ -109,7 +118,7 @@ def _planned(folder: Path, out: Path, settings: Settings, skip_bad: bool,
         raise ValueError(f"the weights of {settings.prior} have changed since {out.name} was "
                          "begun: choose another --out")
     for file in plan.files:
-        if not unchanged(folder / file.name, file):
+        if not unchanged(place_of(folder, file.name), file):
             raise datasets.FormatError.about(
                 file.name, f"has changed or gone since {out.name} was begun: restore it, or "
                            "choose another --out")

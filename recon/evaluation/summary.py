@@ -9,7 +9,7 @@ import torch
 
 from recon import datasets
 from recon.evaluation.live import psnr_of
-from recon.evaluation.plan import Cell, Plan, cells
+from recon.evaluation.plan import Cell, Plan, cells, place_of
 from recon.evaluation.records import Record, read_records
 from recon.evaluation.store import key_of, submission_path
 from recon.evaluation.subject import open_subject
@@ -184,9 +184,13 @@ def _spread_table(plan: Plan, records: dict[Any, Record]) -> str:
 
 
 def _files_table(plan: Plan) -> str:
-    rows = [[f.name, f.kind, f.acquisition, str(len(f.numbers)), f.reference or "none", f.note]
-            for f in plan.files]
+    rows = [[_in_table(f.name), f.kind, _in_table(f.acquisition), str(len(f.numbers)),
+             f.reference or "none", _in_table(f.note)] for f in plan.files]
     return markdown(["file", "kind", "acquisition", "slices", "reference", "note"], rows)
+
+
+def _in_table(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _settings(plan: Plan) -> str:
@@ -222,7 +226,7 @@ def _figure(folder: Path, out: Path, plan: Plan, records: dict[Any, Record], sam
 
 
 def _row(folder: Path, out: Path, plan: Plan, cell: Cell, number: int, title: str) -> list[Panel]:
-    subject = open_subject(folder / cell.file.name, plan.settings)
+    subject = open_subject(place_of(folder, cell.file.name), plan.settings)
     place = cell.file.numbers.index(number)
     assert subject.references is not None
     reference = subject.references[place]

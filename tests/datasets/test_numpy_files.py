@@ -191,6 +191,13 @@ def test_describe(tmp_path: Path) -> None:
     assert (about["sampling"], about["acceleration"], about["acs_width"]) == ("full", 1.0, 5)
 
 
+def test_a_name_like_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("-a b.npy", K)
+    told = datasets.describe("-a b.npy")["next_command"]
+    assert told == "recon reconstruct './-a b.npy' --out results"
+
+
 def test_describe_a_file_without_kspace(tmp_path: Path) -> None:
     datasets.write_hdf5(tmp_path / "a.h5", torch.ones(2, 3, 3))
     about = datasets.describe(tmp_path / "a.h5")

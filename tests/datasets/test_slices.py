@@ -92,7 +92,8 @@ def test_what_is_left_out_is_listed(folder: Path) -> None:
         (".0123.part", "a hidden file"),
         (".DS_Store", "a hidden file"),
         ("notes.txt", Slices(folder).left_out[2][1]),
-        ("older", "a folder without DICOM files: want a file, or a series"),
+        ("older", "a folder without DICOM files: want a file of it, or a folder that is one "
+         "series of images"),
     ]
     assert "of no known kind" in Slices(folder).left_out[2][1]
 

@@ -18,6 +18,7 @@ from recon.operators.ct import ParallelBeamCT
 from recon.operators.mri.fourier import ifft2c
 from recon.simulate import multicoil_kspace
 from tests.conftest import Ran
+from tests.datasets.dicom_files import write_series
 
 SIZE = (40, 36)
 
@@ -82,6 +83,21 @@ def test_images_in_hu_become_projections(tmp_path: Path) -> None:
         assert f"| {label}, tv" in (tmp_path / "out" / "summary.md").read_text()
         assert f" {errors.rmse:.1f} |" in (tmp_path / "out" / "summary.md").read_text()
     assert found[2]["squared_error"] < found[0]["squared_error"]
+
+
+def test_a_series_alone_or_among_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of DICOM files is one volume, given itself or within a folder."""
+    series = tmp_path / "in" / "left | right"
+    series.mkdir(parents=True)
+    write_series(series, (1300 * image().numpy()).astype(int), spacing=(3.0, 4.0, 4.0))
+    monkeypatch.chdir(series)
+    for number, folder in enumerate((series.parent, series, Path())):
+        run(folder, tmp_path / f"out{number}", views=(12,), samplers={"tv": {"iterations": 3}})
+    found = [records(tmp_path / f"out{number}") for number in range(3)]
+    assert [r["file"] for r in found[0]] == ["left | right"] * 2
+    assert found[0] == found[1] == found[2]
+    assert r"| left \| right |" in (tmp_path / "out1" / "summary.md").read_text()
+    run(series, tmp_path / "out1", views=(12,), samplers={"tv": {"iterations": 3}})  # again
 
 
 def test_measured_projections(tmp_path: Path) -> None:
@@ -167,6 +183,13 @@ def test_options_are_refused_at_once(recon: Callable[..., Ran], tmp_path: Path,
     assert ran.code == 2
     assert said in ran.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_refusal_leaves_no_folder(recon: Callable[..., Ran], tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    ran = recon("evaluate", tmp_path / "in", "--out", tmp_path / "out")
+    assert ran == (2, "", "recon: in: want files to read, found none\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 def test_numbers_are_plain_json(tmp_path: Path) -> None:
