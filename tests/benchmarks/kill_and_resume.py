@@ -2,18 +2,22 @@
 
     python tests/benchmarks/kill_and_resume.py 50 FOLDER OUT [options of recon evaluate]
 
-Runs once unbroken into OUT/unbroken and then again and again into OUT/killed, killed so often at
-random moments, and at last to its end. Where all was done before the last kill, the rest fall into
-runs that have only the summary left to write.
+Runs once unbroken into OUT/unbroken; then again and again into OUT/killed, killed so often at
+random moments, and at last to its end; then, where Ray is installed, with two workers into OUT/ray.
+The moments are spread over what one run takes, so that about the last of them meets its end. Each
+run is a forked process: starting Python takes no time from the kills. On Linux.
 """
 
+import importlib.util
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
+
+import recon.cli
+import recon.evaluation.run  # once for all runs
 
 
 def results(out: Path) -> dict[str, bytes]:
@@ -23,34 +27,75 @@ def results(out: Path) -> dict[str, bytes]:
     return {str(p.relative_to(out)): p.read_bytes() for p in kept}
 
 
+def lines(out: Path) -> int:
+    path = out / "records.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def begun(arguments: list[str]) -> int:
+    """A process of its own that runs ``recon evaluate`` with these arguments."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            sys.argv = ["recon", "evaluate", *arguments]
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os.setsid()
+            recon.cli.main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        finally:
+            os._exit(code)
+    return child
+
+
+def ended(child: int) -> None:
+    """Wait for a run, which must end well."""
+    if code := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+        sys.exit(f"ended with {code}")
+
+
+def killed(arguments: list[str], out: Path, kills: int, whole: float) -> list[int]:
+    """Kill so many runs, and let one more end; the number of records after each kill."""
+    source, found = random.Random(0), []
+    while len(found) < kills:
+        child = begun(arguments)
+        until = time.monotonic() + source.uniform(0, 3 * whole / kills)
+        gone = 0
+        while not gone and time.monotonic() < until:
+            time.sleep(0.005)
+            gone, status = os.waitpid(child, os.WNOHANG)
+        if not gone:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            found.append(lines(out))
+        elif code := os.waitstatus_to_exitcode(status):
+            sys.exit(f"ended with {code} after {len(found)} kills")
+    ended(begun(arguments))
+    return found
+
+
 def main(kills: int, folder: str, out: Path, options: list[str]) -> None:
     """Run, kill, compare; exits with 1 where anything differs."""
     out.mkdir(parents=True)
-    command = [sys.executable, "-m", "recon", "evaluate", folder, *options, "--out"]
     began = time.monotonic()
-    subprocess.run([*command, str(out / "unbroken")], check=True, stdout=subprocess.DEVNULL)
+    ended(begun([folder, *options, "--out", str(out / "unbroken")]))
     whole = time.monotonic() - began
-    start = 5.0  # seconds in which Python starts: kills there prove little
-    each = 1.5 * whole / kills
-    source, killed, lines = random.Random(0), 0, []
-    while killed < kills:
-        process = subprocess.Popen([*command, str(out / "killed")], start_new_session=True,
-                                   stdout=subprocess.DEVNULL)
-        try:
-            if process.wait(source.uniform(0, start + each)):
-                sys.exit(f"ended with {process.returncode} after {killed} kills")
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            killed += 1
-            path = out / "killed" / "records.jsonl"
-            lines.append(path.read_bytes().count(b"\n") if path.exists() else 0)
-    subprocess.run([*command, str(out / "killed")], check=True, stdout=subprocess.DEVNULL)
-    want, found = results(out / "unbroken"), results(out / "killed")
-    wrong = sorted(name for name in want.keys() | found.keys() if want.get(name) != found.get(name))
-    print(f"{killed} kills of runs of {whole:.0f} s; records after each: {lines}")
-    print(f"{len(want)} files compared; different: {wrong or 'none'}")
-    sys.exit(bool(wrong))
+    after = killed([folder, *options, "--out", str(out / "killed")], out / "killed", kills, whole)
+    print(f"{kills} kills of runs of {whole:.0f} s; records after each: {after}", flush=True)
+    others = ["killed"]
+    if importlib.util.find_spec("ray"):
+        ended(begun([folder, *options, "--out", str(out / "ray"), "--engine", "ray",
+                     "--workers", "2"]))
+        others.append("ray")
+    want, failed = results(out / "unbroken"), False
+    for name in others:
+        found = results(out / name)
+        wrong = sorted(n for n in want.keys() | found.keys() if want.get(n) != found.get(n))
+        print(f"{name}: {len(want)} files compared; different: {', '.join(wrong) or 'none'}")
+        failed |= bool(wrong)
+    sys.exit(failed)
 
 
 if __name__ == "__main__":
