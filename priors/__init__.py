@@ -1,6 +1,7 @@
 """Priors: denoisers of image distributions, exact ones and networks."""
 
 from recon.priors.base import Prior
+from recon.priors.check import PriorReport, check
 from recon.priors.errors import CheckpointError
 from recon.priors.gaussian import Gaussian, GaussianMixture
 from recon.priors.latent import Codec
@@ -26,6 +27,7 @@ from recon.priors.weights import SHIPPED, card, load, save
 __all__ = [
     "SHIPPED", "Autoencoder", "CheckpointError", "Codec", "DeepinvPrior", "DenoisingUNet",
     "EDMPrior", "EpsilonPrior", "Flow", "FlowPrior", "Gaussian", "GaussianMixture", "Interpolant",
-    "InterpolantPrior", "LatentPrior", "Prior", "ScorePrior", "UNetSettings", "VarianceExploding",
-    "VariancePreserving", "VelocityPrior", "X0Prior", "card", "from_network", "load", "save",
+    "InterpolantPrior", "LatentPrior", "Prior", "PriorReport", "ScorePrior", "UNetSettings",
+    "VarianceExploding", "VariancePreserving", "VelocityPrior", "X0Prior", "card", "check",
+    "from_network", "load", "save",
 ]

@@ -1,4 +1,4 @@
-"""The command line: ``recon demo``, ``reconstruct``, ``evaluate``, ``info`` and ``yardstick``."""
+"""The command line: ``recon demo``, ``reconstruct``, ``evaluate``, ``info``, ``check``, ..."""
 
 import enum
 import sys
@@ -8,9 +8,14 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from recon.check_cli import check
+from recon.train_cli import train
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Reconstruct images from incomplete, noisy measurements with diffusion "
                        "priors.")
+app.add_typer(check, name="check")
+app.command()(train)
 
 
 class Precision(enum.StrEnum):

@@ -1,4 +1,4 @@
-"""Networks rebuilt from their keys: against other implementations, and the public models' counts."""
+"""Networks rebuilt from their keys, against other implementations; the public models' counts."""
 
 import functools
 import math
@@ -117,9 +117,10 @@ def assembled(widths: list[int], blocks: int, attended: set[str], *, residual: b
     def sequence(*layers: nn.Module) -> nn.Module:
         return cast(nn.Module, d.TimestepEmbedSequential(*layers))
 
-    net = nn.Module()
+    net: Any = nn.Module()
     net.time_embed = nn.Sequential(nn.Linear(w, time), nn.SiLU(), nn.Linear(time, time))
-    ins, outs = [sequence(nn.Conv2d(2, w, 3, padding=1))], []
+    ins: list[nn.Module] = [sequence(nn.Conv2d(2, w, 3, padding=1))]
+    outs: list[nn.Module] = []
     for level, wide in enumerate(widths):
         for _ in range(blocks):
             ins.append(sequence(block(w, wide), *attention(f"input_blocks.{len(ins)}.1", wide)))
@@ -466,7 +467,7 @@ def ncsnv2_again(state: State, x: Tensor, sigma: Tensor, fault: str = "") -> Ten
         spread = (h.var((2, 3), correction=0) + 1e-5).sqrt()
         plain = (h - means[..., None, None]) / spread[..., None, None]
         a, g, b = (state[f"{key}.{n}"][None, :, None, None] for n in ("alpha", "gamma", "beta"))
-        return cast(Tensor, g * (plain + a * among[..., None, None]) + b)
+        return g * (plain + a * among[..., None, None]) + b
 
     def stage(n: str, h: Tensor, dilation: int, halves: bool) -> Tensor:
         for i in range(2):
