@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from recon.operators.base import LinearOperator, Operator
+from recon.operators.foreign import ArrayFunction, Foreign, through_numpy
 from recon.space import Space
 
 Function = Callable[[Tensor], Tensor]
@@ -45,6 +46,37 @@ def from_nonlinear(forward: Function, vjp: Callable[[Tensor, Tensor], Tensor] | 
     """
     _want_callable("from_nonlinear", forward, vjp)
     return _Nonlinear(forward, vjp, domain, range)
+
+
+def from_numpy(forward: ArrayFunction, adjoint: ArrayFunction, *, domain: Space,
+               range: Space, batched: bool = False) -> LinearOperator:  # noqa: A002
+    """A linear operator from functions of NumPy arrays, which need no gradients.
+
+    ``forward`` takes an array ``domain.shape`` and returns one ``range.shape``; ``adjoint`` the
+    other way. A batch is a Python loop over its items, one call each: where the functions take
+    ``(items, *shape)`` at once, say ``batched`` and they are called once. Arrays arrive in the
+    precision of the input, as copies that may be written into; results are returned in that
+    precision, and come from the CPU to the device of the input. Since the adjoint is known,
+    gradients pass through, though NumPy has none.
+
+    NumPy cannot find an adjoint: without one, write ``forward`` in torch (``from_functions``), or
+    write out a small operator as a matrix (``from_scipy``).
+
+    Examples
+    --------
+    >>> space = Space((1, 8, 8))
+    >>> A = from_numpy(lambda x: np.cumsum(x, -1), lambda y: np.cumsum(y[..., ::-1], -1)[..., ::-1],
+    ...                domain=space, range=space)
+    >>> check(A).raise_if_failed()
+    """
+    _want_callable("from_numpy", forward, adjoint)
+    if adjoint is None:
+        raise TypeError("from_numpy: want the adjoint, which NumPy cannot find: write it, or write "
+                        "forward in torch and use from_functions")
+    return Foreign(
+        through_numpy("from_numpy: forward", forward, range, batched),
+        through_numpy("from_numpy: adjoint", adjoint, domain, batched, real_part=True),
+        domain, range)
 
 
 def _want_callable(call: str, *functions: object) -> None:

@@ -21,12 +21,12 @@ def squared_norm(operator: Operator, x: Tensor, iterations: int = 20) -> Tensor:
     for _ in range(iterations):
         v = v / torch.where(norm > 0, norm, 1)
         v = operator.normal(v) if isinstance(operator, LinearOperator) else operator.vjp(
-            x, _pushed(operator, x, v))
+            x, pushed(operator, x, v))
         norm = torch.linalg.vector_norm(v, dim=dims, keepdim=True)
     return norm.reshape(norm.shape[: norm.ndim - len(dims)]).expand(batch)
 
 
-def _pushed(operator: Operator, x: Tensor, v: Tensor) -> Tensor:
+def pushed(operator: Operator, x: Tensor, v: Tensor) -> Tensor:
     """``J(x) v``, as the derivative of ``w -> J(x)^H w``."""
     with torch.inference_mode(False), torch.enable_grad():
         x = x.clone().detach().requires_grad_()

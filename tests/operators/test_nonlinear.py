@@ -99,7 +99,7 @@ def test_surrogates_have_the_values_and_say_they_are_none(name: str) -> None:
     assert float(pull.norm()) > 0.1 * float(v.norm())
     assert relative(Operator.vjp(A, x, v), pull) < 1e-14  # autograd follows the same surrogate
     failed = {row.name for row in check(A).rows if not row.passed}
-    assert failed == {"vjp by differences"}
+    assert failed == {"vjp by differences", "gradcheck"}
 
 
 def test_surrogate_of_quantisation_is_that_of_clipping() -> None:
