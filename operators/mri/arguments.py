@@ -1,5 +1,7 @@
 """Masks and coil maps as given by a caller: checked, and brought to the shape operators use."""
 
+import math
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -7,6 +9,8 @@ from torch import Tensor
 
 # of the last axes of an image, from the last one back
 _AXES = ("columns", "rows", "planes")
+# Of a trajectory, in cycles per pixel: half a cycle is the edge, and gradients may overshoot it.
+_FURTHEST = 0.55
 
 
 def checked_shape(call: str, shape: Sequence[int]) -> tuple[int, ...]:
@@ -89,6 +93,36 @@ def checked_maps(call: str, maps: Tensor, size: tuple[int, ...], sets: int) -> T
     if not bool(maps.any()):
         raise ValueError(f"{call}: maps are all zero: was the calibration data empty?")
     return _squeezed(maps.resolve_conj(), ndim + len(lead))
+
+
+def checked_trajectory(call: str, trajectory: Tensor, size: tuple[int, ...]) -> Tensor:
+    """``trajectory`` as float64 on the CPU, ``(*samples, axes)``; warns where units look wrong."""
+    trajectory = torch.as_tensor(trajectory)
+    if trajectory.is_complex() or trajectory.ndim < 2 or trajectory.shape[-1] != len(size):
+        raise ValueError(f"{call}: want a real trajectory (*samples, {len(size)}) for an image of "
+                         f"{len(size)} axes, got {trajectory.dtype} {tuple(trajectory.shape)}")
+    if trajectory.numel() == 0:
+        raise ValueError(f"{call}: the trajectory {tuple(trajectory.shape)} has no samples")
+    k = trajectory.detach().to("cpu", torch.float64)
+    finite = torch.isfinite(k)
+    if not bool(finite.all()):
+        at = _first(~finite)
+        raise ValueError(f"{call}: want a finite trajectory, got {float(k[at])} at sample "
+                         f"{at[:-1]}")
+    reach = (k.abs() / torch.tensor(size)).flatten(0, -2)
+    furthest = int(reach.amax(1).argmax())
+    if float(reach.max()) > _FURTHEST:
+        values = ", ".join(f"{v:g}" for v in k.flatten(0, -2)[furthest].tolist())
+        raise ValueError(
+            f"{call}: the trajectory reaches ({values}), an image {size} has frequencies up to "
+            "half its size: give cycles per field of view, radians per pixel times size / (2 pi)"
+        )
+    if float(k.abs().max()) <= math.pi and min(size) >= 16:
+        warnings.warn(
+            f"{call}: the trajectory reaches {float(k.abs().max()):g} of {min(size) / 2:g} cycles "
+            "per field of view: multiply cycles per pixel by size, radians per pixel by "
+            "size / (2 pi)", stacklevel=3)
+    return k
 
 
 def _first(flags: Tensor) -> tuple[int, ...]:

@@ -1,9 +1,8 @@
 """Cartesian MRI with one coil or many, fully sampled or not, in two and three dimensions."""
 
-import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, split
@@ -12,6 +11,14 @@ from torch.fft import fft, fftn, ifft, ifftn, ifftshift
 from recon.operators.base import LinearOperator, Operator
 from recon.operators.mri.arguments import checked_maps, checked_mask, checked_shape
 from recon.operators.mri.fourier import centring
+from recon.operators.mri.sensitivity import (
+    check_items,
+    coil_images,
+    coil_sum,
+    items_of,
+    mixed_maps,
+    total,
+)
 from recon.space import Space
 
 # On a CPU, temporaries that fit a core's second-level cache are twice as fast as whole coil
@@ -81,14 +88,14 @@ class CartesianMRI(LinearOperator):
         self.register_buffer("mask", checked_mask("CartesianMRI", mask, size))
         self.register_buffer("maps", maps)
         self.ndim, self.sets = ndim, sets
-        held = () if maps is None else maps.shape[: -ndim - (1 if sets == 1 else 2)]
+        held = items_of(maps, sets, ndim)
         try:
             items = torch.broadcast_shapes(  # type: ignore[no-untyped-call]
                 self.mask.shape[: -ndim - 1], held)
         except RuntimeError:
             raise ValueError(
                 f"CartesianMRI: mask is for items {tuple(self.mask.shape[: -ndim - 1])}, maps for "
-                f"{tuple(held)}: give both for the same items"
+                f"{held}: give both for the same items"
             ) from None
         self.items = tuple(items)
 
@@ -127,9 +134,8 @@ class CartesianMRI(LinearOperator):
         """
         maps = (torch.ones(self.range.shape, dtype=matrix.dtype, device=matrix.device)
                 if self.maps is None else self.maps)
-        size = self.range.shape[1:]
-        flat = matrix.to(maps) @ maps.flatten(-self.ndim)
-        return CartesianMRI((1, *size), self.mask, flat.view(*flat.shape[:-1], *size), self.sets)
+        return CartesianMRI((1, *self.range.shape[1:]), self.mask,
+                            mixed_maps(matrix, maps, self.ndim), self.sets)
 
     @property
     def _axes(self) -> tuple[int, ...]:
@@ -137,7 +143,7 @@ class CartesianMRI(LinearOperator):
 
     def _forward(self, x: Tensor, maps: Tensor | None, mask: Tensor) -> Tensor:
         phase = centring(x, self.ndim)
-        k = fftn(self._weighted(phase * x, maps), dim=self._axes, norm="ortho")
+        k = fftn(coil_images(phase * x, maps, self.sets, self.ndim), dim=self._axes, norm="ortho")
         return torch.where(mask, k.mul_(phase), 0)  # where, not times: no -0.0
 
     def _adjoint(self, y: Tensor, maps: Tensor | None, mask: Tensor) -> Tensor:
@@ -149,8 +155,8 @@ class CartesianMRI(LinearOperator):
         coil = -self.ndim - 1
         size = self._at_once(y, coil)
         blocks = zip(split(maps, size, coil), split(y, size, coil), strict=True)
-        return _total(self._combined(ifftn(weight * k, dim=self._axes, norm="ortho"), S)
-                      for S, k in blocks) * phase
+        return total(coil_sum(ifftn(weight * k, dim=self._axes, norm="ortho"), S, self.sets,
+                              self.ndim) for S, k in blocks) * phase
 
     def _normal(self, x: Tensor, maps: Tensor | None, mask: Tensor) -> Tensor:
         # A^H A holds F^H mask F, in which the shifts of the image cancel and those of k-space
@@ -160,30 +166,16 @@ class CartesianMRI(LinearOperator):
             return self._filter(x, kept, mask)
 
         def through(part: Tensor, S: Tensor) -> Tensor:
-            return self._combined(self._filter(self._weighted(part, S), kept, mask), S)
+            images = self._filter(coil_images(part, S, self.sets, self.ndim), kept, mask)
+            return coil_sum(images, S, self.sets, self.ndim)
 
         if mask.shape[-self.ndim] > 1:
             coil = -self.ndim - 1
-            return _total(through(x, S) for S in split(maps, self._at_once(x, coil), coil))
+            return total(through(x, S) for S in split(maps, self._at_once(x, coil), coil))
         along = -self.ndim  # parts of the readout are independent of one another
         size = self._at_once(x, along)
         return torch.cat([through(part, S) for S, part in
                           zip(split(maps, size, along), split(x, size, along), strict=True)], along)
-
-    def _weighted(self, x: Tensor, maps: Tensor | None) -> Tensor:
-        """``sum_s maps[s] x[s]``, a tensor of its own where there are maps."""
-        if maps is None or self.sets == 1:
-            return x if maps is None else maps * x
-        axis = -self.ndim - 1
-        return _total(S * one.unsqueeze(axis) for S, one in
-                      zip(maps.unbind(axis - 1), x.unbind(axis), strict=True))
-
-    def _combined(self, images: Tensor, maps: Tensor) -> Tensor:
-        """``sum_c conj(maps[s, c]) images[c]`` for each set; may write into ``images``."""
-        axis = -self.ndim - 1
-        if self.sets == 1:
-            return images.mul_(maps.conj()).sum(axis, keepdim=True)
-        return torch.stack([(images * S.conj()).sum(axis) for S in maps.unbind(axis - 1)], axis)
 
     def _filter(self, x: Tensor, gain: Tensor, mask: Tensor) -> Tensor:
         """``F^H gain F x``, the gain in the order of ``fft``."""
@@ -222,15 +214,6 @@ class CartesianMRI(LinearOperator):
         return math.prod(self.range.shape) * x.element_size()
 
     def _check_items(self, x: Tensor) -> torch.Size:
-        batch, items = x.shape[: -self.ndim - 1], self.items
-        ends = batch[len(batch) - len(items):] if len(batch) >= len(items) else None
-        if ends is None or any(n not in (1, b) for n, b in zip(items, ends, strict=True)):
-            raise ValueError(
-                f"{self.label()}: holds masks or maps for items {items}, got a batch of "
-                f"{tuple(batch)}: its last dimensions must be {items}"
-            )
+        batch = x.shape[: -self.ndim - 1]
+        check_items(self.label(), "masks or maps", self.items, batch)
         return batch
-
-
-def _total(parts: Iterable[Tensor]) -> Tensor:
-    return functools.reduce(torch.add, parts)

@@ -221,7 +221,7 @@ def test_refusals(mask: Tensor | None, maps: Tensor | None, error: type[Exceptio
 
 def test_refuses_other_shapes() -> None:
     for shape in ((5,), (2, 3, 4, 5), (0, 5)):
-        with pytest.raises(ValueError, match=r"want a shape \(height, width\) or \(depth, hei.*got"):
+        with pytest.raises(ValueError, match=r"want a shape \(height, width\) or \(depth.*got"):
             CartesianMRI(shape)
     with pytest.raises(ValueError, match=r"want \(\*batch, 1, 4, 5\), got"):
         CartesianMRI((4, 5))(noise(2, 4, 5))

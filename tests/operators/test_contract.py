@@ -4,22 +4,49 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy.sparse import random_array
 from torch import Tensor
 
 from recon.operators import (
+    JPEG,
     Blur,
+    CartesianMRI,
+    Clipping,
+    Counts,
+    Downsampling,
+    FanBeamCT,
+    Greyscale,
+    Hadamard,
     Identity,
     LinearOperator,
     Masking,
+    Matrix,
+    NonCartesianMRI,
+    NonlinearBlur,
     Operator,
+    ParallelBeamCT,
+    PhaseRetrieval,
+    Quantisation,
     Scale,
+    SmoothJPEG,
     Space,
+    VaryingBlur,
+    Weighting,
     check,
+    colour_filter,
     from_functions,
     from_nonlinear,
+    from_numpy,
+    from_scipy,
     gaussian_kernel,
+    missing_block,
+    random_phases,
+    random_pixels,
+    region_weights,
+    sequency,
     stack,
 )
 
@@ -34,6 +61,20 @@ def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
 
 def mask(*shape: int) -> Tensor:
     return noise(*shape, seed=1) > 0
+
+
+def columns(n: int) -> Tensor:
+    return torch.arange(n) % 2 == 0
+
+
+def maps(*shape: int) -> Tensor:
+    return noise(*shape, seed=2, dtype=torch.complex64)
+
+
+def k_space(*size: int) -> Tensor:
+    """Twelve frequencies, fewer than make ``normal`` that of the exact sum."""
+    generator = torch.Generator().manual_seed(0)
+    return (torch.rand(12, len(size), generator=generator) - 0.5) * torch.tensor(size)
 
 
 def fourier(x: Tensor) -> Tensor:
@@ -104,9 +145,62 @@ OPERATORS: dict[str, Callable[[], Operator]] = {
     "zero blur, odd on even": lambda: Blur(noise(3, 5), Space((1, 8, 6)), "zero"),
     "zero blur, even on odd": lambda: Blur(noise(2, 4), Space((2, 9, 7)), "zero"),
     "zero blur, complex": lambda: Blur(noise(3, 3), COMPLEX, "zero"),
+    "reflected blur, odd on even": lambda: Blur(noise(3, 5), Space((1, 8, 6)), "reflect"),
+    "symmetric blur, even on odd": lambda: Blur(noise(2, 4), Space((2, 9, 7)), "symmetric"),
+    "replicated blur, complex": lambda: Blur(noise(3, 2), COMPLEX, "replicate"),
+    "valid blur, odd on even": lambda: Blur(noise(3, 5), Space((1, 8, 6)), "valid"),
+    "valid blur, even on odd": lambda: Blur(noise(2, 4), Space((2, 9, 7)), "valid"),
+    "varying blur": lambda: VaryingBlur(noise(2, 3, 2), noise(2, 7, 6), REAL),
+    "varying blur, valid, complex": lambda: VaryingBlur(
+        noise(4, 2, 3), region_weights((2, 2), (6, 9)), COMPLEX, "valid"),
+    "downsampling, odd": lambda: Downsampling(Space((2, 9, 15)), 3),
+    "downsampling, even, complex": lambda: Downsampling(
+        Space((1, 8, 6), torch.complex64), (4, 2), "lanczos"),
+    "downsampling in three dimensions": lambda: Downsampling(
+        Space((1, 4, 5, 6)), (2, 5, 1), "box"),
+    "Hadamard rows": lambda: Hadamard(sequency(32)[:11], Space((2, 4, 8))),
+    "Hadamard rows, scrambled, complex": lambda: Hadamard(
+        torch.arange(3, 10), Space((1, 2, 16), torch.complex64), torch.ones(2, 16)),
+    "grey, odd": lambda: Greyscale(Space((3, 7, 5))),
+    "grey, even, complex": lambda: Greyscale(Space((2, 4, 6), torch.complex64), (0.2, -1.0)),
+    "random pixels": lambda: Masking(random_pixels((7, 6), 0.4), REAL),
+    "missing block": lambda: Masking(missing_block((6, 9), (3, 4)), COMPLEX),
+    "Bayer's colours": lambda: Masking(colour_filter("RGGB", (5, 6)), Space((3, 5, 6))),
+    "matrix": lambda: Matrix(noise(5, 42), REAL, Space((1, 5))),
+    "sparse matrix": lambda: from_scipy(random_array((12, 54), density=0.3, rng=0), COMPLEX,
+                                        Space((1, 3, 4), torch.complex64)),
+    "batched function in numpy": lambda: from_numpy(
+        lambda x: x[..., ::-1], lambda y: y[..., ::-1], domain=REAL, range=REAL, batched=True),
     "blur in one dimension": lambda: Blur(noise(4), Space((1, 11))),
     "blur in three dimensions": lambda: Blur(noise(3, 2, 3), Space((1, 4, 5, 6)), "zero"),
     "blur of each channel": lambda: Blur(noise(2, 3, 3), Space((2, 6, 6))),
+    "MRI of a volume": lambda: CartesianMRI((4, 5, 6)),
+    "MRI of a volume, columns": lambda: CartesianMRI((3, 4, 5), columns(5), maps(2, 3, 4, 5)),
+    "MRI of a volume, phase encodings": lambda: CartesianMRI(
+        (3, 4, 5), mask(4, 5), maps(2, 3, 4, 5)),
+    "MRI of a volume, points": lambda: CartesianMRI((2, 5, 4), mask(2, 5, 4), maps(2, 2, 5, 4)),
+    "MRI with two sets of maps": lambda: CartesianMRI((6, 5), columns(5), maps(2, 3, 6, 5), 2),
+    "MRI with two sets, points": lambda: CartesianMRI((5, 4), mask(5, 4), maps(2, 3, 5, 4), 2),
+    "non-Cartesian MRI": lambda: NonCartesianMRI((6, 8), k_space(6, 8)),
+    "non-Cartesian MRI, odd, coils": lambda: NonCartesianMRI(
+        (7, 5), k_space(7, 5), maps(3, 7, 5), tolerance=2.5e-6),
+    "non-Cartesian MRI, two sets": lambda: NonCartesianMRI(
+        (5, 6), k_space(5, 6), maps(2, 3, 5, 6), 2),
+    "non-Cartesian MRI of a volume": lambda: NonCartesianMRI(
+        (4, 5, 3), k_space(4, 5, 3), maps(2, 4, 5, 3)),
+    "non-Cartesian MRI, off resonance": lambda: NonCartesianMRI(
+        (5, 6), k_space(5, 6), off_resonance=9 * noise(5, 6), times=noise(12).abs() / 100),
+    "parallel beams, even": lambda: ParallelBeamCT((8, 6), [0.0, 0.4, 1.6, 3.0]),
+    "parallel beams, odd": lambda: ParallelBeamCT(7, [0.1, 2.0, 4.0], 12, 0.25,
+                                                  pixel_size=(1.0, 0.7)),
+    "fan beam, even": lambda: FanBeamCT((8, 6), [0.0, 1.6, 3.0, 5.0], 11.0),
+    "fan beam, odd, curved": lambda: FanBeamCT((7, 9), [0.1, 2.0, 4.0], 20.0, 7.0, 14, 0.25,
+                                               curved=True),
+    "beams without a matrix": lambda: ParallelBeamCT((6, 7), [0.1, 2.0], method="gather"),
+    "fan without a matrix": lambda: FanBeamCT((6, 7), [0.1, 2.0], 11.0, method="gather"),
+    "weighting": lambda: Weighting(noise(7, 6), REAL),
+    "weighted beams": lambda: Weighting(mask(4, 10) + 0.5, Space((1, 4, 10))) @ ParallelBeamCT(
+        (8, 6), [0.0, 0.4, 1.6, 3.0]),
 }
 # three items, each with a mask or kernel of its own
 PER_ITEM: dict[str, Callable[[], Operator]] = {
@@ -116,6 +210,9 @@ PER_ITEM: dict[str, Callable[[], Operator]] = {
     "zero kernels": lambda: Blur(noise(3, 1, 2, 3), COMPLEX, "zero"),
     "masked kernels": lambda: Masking(mask(3, 1, 7, 6), REAL) @ Blur(noise(3, 1, 3, 3), REAL),
     "stack of both": lambda: stack(Masking(mask(3, 1, 7, 6), REAL), Blur(noise(3, 3), REAL)),
+    "frames of MRI": lambda: CartesianMRI((5, 9), mask(3, 1, 1, 9), maps(2, 5, 9)),
+    "frames of a volume": lambda: CartesianMRI((2, 3, 9), mask(3, 1, 1, 3, 9), maps(2, 2, 3, 9)),
+    "maps of each item": lambda: NonCartesianMRI((5, 6), k_space(5, 6), maps(3, 2, 5, 6)),
 }
 NONLINEAR: dict[str, Callable[[], Operator]] = {
     "transmission": lambda: from_nonlinear(lambda x: (-x).exp(), domain=REAL, range=REAL),
@@ -124,6 +221,14 @@ NONLINEAR: dict[str, Callable[[], Operator]] = {
     "holomorphic": lambda: from_nonlinear(lambda x: x**2, domain=COMPLEX, range=COMPLEX),
     "written vjp": lambda: from_nonlinear(
         lambda x: x**3, lambda x, v: 3 * x**2 * v, domain=REAL, range=REAL),
+    "phase retrieval": lambda: PhaseRetrieval(REAL, oversampling=2),
+    "coded diffraction": lambda: PhaseRetrieval(COMPLEX, random_phases(2, (6, 9)), intensity=True),
+    "clipping": lambda: Clipping(REAL, 2.0, -1.0, 1.0),
+    "quantisation": lambda: Quantisation(REAL, 5, -1.0, 1.0),
+    "blur of light": lambda: NonlinearBlur(gaussian_kernel(0.8, 3), REAL, "reflect"),
+    "counts": lambda: Counts(REAL, 20.0, 0.5),
+    "JPEG": lambda: JPEG(Space((3, 9, 10)), 50, low=-3.0, high=3.0),
+    "smooth JPEG": lambda: SmoothJPEG(Space((1, 5, 16)), 20, low=-3.0, high=3.0),
     "after a blur": lambda: (
         from_nonlinear(lambda x: x.square(), domain=REAL, range=REAL) @ Blur(noise(3, 3), REAL)),
 }
@@ -214,6 +319,15 @@ class Attribute(Coils):
         return fourier(self.kept.to(x.dtype) * x)
 
 
+class Shared(Coils):
+    """A copy that holds the same tensors."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Coils:
+        twin = Coils()
+        twin._buffers["maps"] = self.maps
+        return twin
+
+
 class Truncated(Coils):
     """Drops the imaginary part on the way to double precision, as a plain module does."""
 
@@ -239,6 +353,8 @@ FAULTS: dict[str, tuple[str, Callable[[], Operator]]] = {
     "in place": ("input untouched", broken(forward=in_place)),
     "coupled batch": ("items apart", broken(
         forward=lambda A, x: whole(A, x - x.sum(0, keepdim=True) / 7))),
+    "half the graph, by differences": ("gradcheck", broken(
+        forward=lambda A, x: whole(A, x / 2 + x.detach() / 2))),
     "half the graph": ("gradient", broken(
         forward=lambda A, x: whole(A, x / 2 + x.detach() / 2))),
     "real output": ("dtype", broken(forward=lambda A, x: whole(A, x).real)),
@@ -256,8 +372,9 @@ FAULTS: dict[str, tuple[str, Callable[[], Operator]]] = {
     "wrong vjp": ("vjp", broken(vjp=lambda A, x, v: pulled(A, v) + x)),
     "wrong solve": ("solve", broken(solve=solved_twice_shifted)),
     "one shift for all": ("solve", broken(solve=shared_shift)),
-    "stale cache": ("copies", Attribute),
-    "lost imaginary part": ("moves", Truncated),
+    "stale cache": ("state_dict", Attribute),
+    "lost imaginary part": (".to()", Truncated),
+    "one copy for all": ("deepcopy", Shared),
     "raises": ("shape", broken(adjoint=lambda A, y: A.absent(y))),
 }
 
@@ -296,6 +413,30 @@ def test_report_measures_norm_and_time() -> None:
     assert check(stack(Identity(REAL), Scale(2.0, REAL))).norm == pytest.approx(5**0.5, rel=1e-5)
     assert check(0 * Identity(REAL)).norm == 0
     assert blurred.milliseconds > 0
+    # the transform of 32 x 32 pixels and its product, at least; a few of them at most
+    assert 32 * 17 * 8 < blurred.peak_bytes < 10 * 32 * 17 * 8
+
+
+def test_report_counts_what_is_held_at_once() -> None:
+    space = Space((1, 64, 64))
+    one = 64 * 64 * 4
+
+    def freed(x: Tensor) -> Tensor:
+        for _ in range(5):
+            x = x + 1
+        return x
+
+    def held(x: Tensor) -> Tensor:
+        return torch.stack([x + i for i in range(5)]).sum(0)
+
+    def in_numpy(x: Tensor) -> Tensor:
+        return torch.from_numpy(np.ones((200, 64, 64), np.float32)[0] * x.numpy())
+
+    counts = [check(from_nonlinear(f, lambda _, v: v, domain=space, range=space)).peak_bytes
+              for f in (freed, held, in_numpy)]
+    assert counts[0] == 2 * one
+    assert counts[1] == 10 * one
+    assert counts[2] > 200 * one
 
 
 def test_report_is_an_aligned_table() -> None:

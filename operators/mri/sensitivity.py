@@ -1,0 +1,50 @@
+"""Images through coil maps and back, for one set of maps or several, and the items they are of."""
+
+import functools
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+def coil_images(x: Tensor, maps: Tensor | None, sets: int, ndim: int) -> Tensor:
+    """``sum_s maps[s] x[s]``: ``(*batch, sets, *size)`` to ``(*batch, coils, *size)``."""
+    if maps is None or sets == 1:
+        return x if maps is None else maps * x
+    axis = -ndim - 1
+    return total(S * one.unsqueeze(axis) for S, one in
+                 zip(maps.unbind(axis - 1), x.unbind(axis), strict=True))
+
+
+def coil_sum(images: Tensor, maps: Tensor | None, sets: int, ndim: int) -> Tensor:
+    """``sum_c conj(maps[s, c]) images[c]`` of each set; may write into ``images``."""
+    if maps is None:
+        return images
+    axis = -ndim - 1
+    if sets == 1:
+        return images.mul_(maps.conj()).sum(axis, keepdim=True)
+    return torch.stack([(images * S.conj()).sum(axis) for S in maps.unbind(axis - 1)], axis)
+
+
+def mixed_maps(matrix: Tensor, maps: Tensor, ndim: int) -> Tensor:
+    """``matrix @ maps`` over the coils, for ``matrix`` ``(virtual coils, coils)``."""
+    flat = matrix.to(maps) @ maps.flatten(-ndim)
+    return flat.view(*flat.shape[:-1], *maps.shape[-ndim:])
+
+
+def items_of(maps: Tensor | None, sets: int, ndim: int) -> tuple[int, ...]:
+    """The items that ``maps`` are of, each with its own; none where all share them."""
+    return () if maps is None else tuple(maps.shape[: -ndim - (1 if sets == 1 else 2)])
+
+
+def check_items(label: str, what: str, items: tuple[int, ...], batch: tuple[int, ...]) -> None:
+    """Refuse a batch that does not end in the items of an operator."""
+    ends = batch[len(batch) - len(items):] if len(batch) >= len(items) else None
+    if ends is None or any(n not in (1, b) for n, b in zip(items, ends, strict=True)):
+        raise ValueError(f"{label}: holds {what} for items {items}, got a batch of "
+                         f"{tuple(batch)}: its last dimensions must be {items}")
+
+
+def total(parts: Iterable[Tensor]) -> Tensor:
+    """The sum of tensors, one after another."""
+    return functools.reduce(torch.add, parts)
