@@ -248,14 +248,12 @@ def test_modes_of_a_mixture() -> None:
     exact = prior.posterior(A, y, 0.5)
 
     def check(method: Method) -> None:
-        away = []
         for seed in range(8):
             draws = method(y, A, prior, noise_std=0.5, samples=1000, sigmas=3 * schedules.vp(200),
                            generator=seeded(seed))
             share = prior.responsibilities(draws.view(-1, 1, 1, 2), 0.1).mean(0)
-            away.append(float((share - exact.weights).abs().sum() / 2))
+            assert float((share - exact.weights).abs().sum() / 2) < 0.08
             across = draws[..., 1].var()
-        assert max(away) < 0.08
         assert float(across / exact.covariance[1, 1]) == pytest.approx(0.41, abs=0.06)
 
     check(ddrm)

@@ -210,18 +210,22 @@ def check_inpainting(method: Method) -> None:
     A, x = Masking(kept, Space((1, 32))), prior.sample(1, seeded(1))[0]
     y = A(x + 0.05 * noise(1, 32, seed=2))
     exact = prior.posterior(A, y, 0.05)
-    errors, spreads = [], []
-    for steps, eta, rule in ((20, 1, "ddim"), (50, 1, "ddim"), (100, 1, "ddim"),
-                             (400, 1, "ddim"), (100, 1, "released")):
-        draws = method(y, A, prior, noise_std=0.05, samples=500, steps=steps, eta=eta, rule=rule,
+
+    def reached(steps: int, rule: str = "ddim") -> tuple[float, float]:
+        draws = method(y, A, prior, noise_std=0.05, samples=500, steps=steps, eta=1, rule=rule,
                        cg_iterations=1, generator=seeded())
-        errors.append(float((draws.mean(0) - exact.mean).norm() / exact.mean.norm()))
-        spreads.append(float(draws.var(0).sum() / exact.covariance.trace()))
-    assert errors[0] > errors[1] > errors[2] > errors[3]
-    assert errors[3] < 0.1
-    assert spreads[0] > spreads[1] > 1.0
-    assert 0.85 < spreads[3] < 1.1
-    assert spreads[4] < 0.65
+        return (float((draws.mean(0) - exact.mean).norm() / exact.mean.norm()),
+                float(draws.var(0).sum() / exact.covariance.trace()))
+
+    (few, wide), (more, less_wide) = reached(20), reached(50)
+    assert few > more
+    assert wide > less_wide > 1.0
+    assert reached(100, "released")[1] < 0.65
+    many, _ = reached(100)
+    error, spread = reached(400)
+    assert more > many > error
+    assert error < 0.1
+    assert 0.85 < spread < 1.1
 
 
 def test_inpainting(refused: Refused) -> None:
