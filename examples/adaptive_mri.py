@@ -10,7 +10,8 @@ mask by the same DDS with the same seed. Noise comes from the corners of all of 
 prescan. Per seed: ADS and random columns draw anew, equispaced ones start elsewhere. "random" is
 uniform outside the centre; "variable density" falls off as ``(1 - |k| / k_max)^2``, a density that
 was not tuned here. NMSE and PSNR of the mean of the samples are inside the head, against the
-coil-combined full data, after the best single scale.
+coil-combined full data, after the best single scale. The table and both figures are written anew
+after every seed; ``adaptive_mri_columns.png`` holds no image, only columns and scores.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from recon.reconstruct import data_scale
 from recon.report import comparison, panels
 from recon.report.figure import Panel
 
+SCORES = ("NMSE %", "PSNR dB")
 NAMES = ("ADS", "random", "equispaced", "variable density")
 
 
@@ -70,6 +72,51 @@ def bootstrap(differences: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def compared(table: dict[str, np.ndarray]) -> str:
+    """Means over seeds, and what ADS gains on each of the others, seed by seed."""
+    rows = {n: dict(zip(SCORES, found.mean(0).tolist(), strict=True)) for n, found in table.items()}
+    lines = [comparison(rows, digits=3), ""]
+    for name in list(table)[1:]:
+        for i, (unit, sign) in enumerate(zip(SCORES, (-1, 1), strict=True)):
+            gain = sign * (table["ADS"] - table[name])[:, i]
+            low, high = bootstrap(gain)
+            lines.append(f"ADS better than {name} by {gain.mean():+.3f} {unit} "
+                         f"[{low:+.3f}, {high:+.3f}], in {int((gain > 0).sum())} of {len(gain)}")
+    return "\n".join(lines) + "\n"
+
+
+def draw_columns(path: Path, masks: dict[str, list[Tensor]], table: dict[str, np.ndarray],
+                 title: str) -> None:
+    """Which columns each policy measured, a line a seed, and the PSNR that they led to."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.2), dpi=150)
+    FigureCanvasAgg(figure)
+    places = figure.add_gridspec(len(table), 2, width_ratios=(2.2, 1))
+    for i, name in enumerate(table):
+        axes = figure.add_subplot(places[i, 0])
+        axes.imshow(torch.stack(masks[name]).numpy(), cmap="gray", aspect="auto",
+                    interpolation="nearest")
+        axes.set_ylabel(name.replace(" ", "\n"), fontsize=8)
+        axes.set_yticks([])
+        axes.set_xticks([])
+    axes.set_xlabel("columns of k-space, measured in white, a line a seed", fontsize=8)
+    axes = figure.add_subplot(places[:, 1])
+    reached = np.stack([found[:, 1] for found in table.values()])
+    axes.plot(range(len(table)), reached, "-", color="0.75", linewidth=0.7)
+    axes.plot(range(len(table)), reached, "k.", markersize=4)
+    axes.plot(range(len(table)), reached.mean(1), "_", color="tab:red", markersize=20)
+    axes.set_xticks(range(len(table)), [name.replace(" ", "\n") for name in table], fontsize=8)
+    axes.set_xlim(-0.5, len(table) - 0.5)
+    axes.set_ylabel("PSNR, dB; one line a seed, means in red", fontsize=8)
+    axes.tick_params("y", labelsize=8)
+    figure.suptitle(title, fontsize=9)
+    figure.tight_layout()
+    with datasets.replacing(path, overwrite=True) as (part,):
+        figure.savefig(part, format="png", metadata={"Software": None})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("file", type=Path, nargs="?")
@@ -80,6 +127,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--centre", type=float, default=0.08)
+    parser.add_argument("--policies", nargs="+", choices=NAMES[1:], default=NAMES[1:],
+                        help="what ADS is compared with")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -118,42 +167,36 @@ def main() -> None:
                             seed=seed, scale=scale).mean[0]
         return metrics.best_scale(found, reference, region=region) * found.abs()
 
-    scores: dict[str, Callable[[Tensor], Tensor]] = {
-        "NMSE %": lambda x: 100 * metrics.nmse(x, reference, region=region),
-        "PSNR dB": lambda x: metrics.psnr(x, reference, region=region)}
-    table = {name: np.zeros((args.seeds, len(scores))) for name in NAMES}
-    shown: dict[str, tuple[Tensor, Tensor]] = {}
-    print(f"{scan.name}: noise {noise:.3g}, maximum {float(reference.max()):.3g}, {budget} of "
-          f"{width} columns, {side} of them the centre")
+    scores: list[Callable[[Tensor], Tensor]] = [
+        lambda x: 100 * metrics.nmse(x, reference, region=region),
+        lambda x: metrics.psnr(x, reference, region=region)]
+    names = ("ADS", *args.policies)
+    table = {name: np.zeros((0, len(SCORES))) for name in names}
+    masks: dict[str, list[Tensor]] = {name: [] for name in names}
+    row = [Panel("full data", reference)]
+    title = f"{budget} of {width} columns, {side} of them the centre"
+    print(f"{scan.name}: noise {noise:.3g}, maximum {float(reference.max()):.3g}, {title}")
     for seed in range(args.seeds):
-        for name in NAMES:
+        for name in names:
             mask = torch.isin(torch.arange(width), chosen(name, seed))
             if int(mask.sum()) != budget:
                 raise RuntimeError(f"{name} measured {int(mask.sum())} columns, not {budget}")
             x = image(mask, seed)
-            shown.setdefault(name, (mask, x))
-            table[name][seed] = [float(score(x)) for score in scores.values()]
-        print(f"seed {seed}: " + ", ".join(f"{n} {table[n][seed, 1]:.2f} dB" for n in NAMES),
+            found = [float(score(x)) for score in scores]
+            table[name] = np.vstack([table[name], found])
+            masks[name].append(mask)
+            if seed == 0:
+                row += [Panel(name, x, f"{found[1]:.1f} dB"),
+                        Panel("its columns", mask.float().expand(height, width), peak=1.0)]
+        print(f"seed {seed}: " + ", ".join(f"{n} {table[n][seed, 1]:.2f} dB" for n in names),
               flush=True)
-
-    rows = {n: dict(zip(scores, table[n].mean(0).tolist(), strict=True)) for n in NAMES}
-    lines = [comparison(rows, digits=3), ""]
-    for name in NAMES[1:]:
-        for i, (unit, sign) in enumerate((("NMSE %", -1), ("PSNR dB", 1))):
-            gain = sign * (table["ADS"] - table[name])[:, i]
-            low, high = bootstrap(gain)
-            lines.append(f"ADS better than {name} by {gain.mean():+.3f} {unit} "
-                         f"[{low:+.3f}, {high:+.3f}], in {int((gain > 0).sum())} of {len(gain)}")
-    print("\n".join(lines))
-    with datasets.replacing(args.out / "adaptive_mri.txt", overwrite=True) as (part,):
-        part.write_text("\n".join(lines) + "\n")
-    peak = float(reference.max())
-    row = [Panel("full data", reference)]
-    for name, (mask, x) in shown.items():
-        row += [Panel(name, x, f"{float(scores['PSNR dB'](x)):.1f} dB"),
-                Panel("its columns", mask.float().expand(height, width), peak=1.0)]
-    panels(args.out / "adaptive_mri.png", row, peak=peak, overwrite=True,
-           title=f"{budget} of {width} columns, seed 0, mean of {args.samples} DDS samples")
+        with datasets.replacing(args.out / "adaptive_mri.txt", overwrite=True) as (part,):
+            part.write_text(compared(table))
+        panels(args.out / "adaptive_mri.png", row, peak=float(reference.max()), overwrite=True,
+               title=f"{title}, seed 0, mean of {args.samples} DDS samples")
+        draw_columns(args.out / "adaptive_mri_columns.png", masks, table,
+                     f"{scan.name}: {title}; mean of {args.samples} DDS samples")
+    print(compared(table), end="")
 
 
 if __name__ == "__main__":

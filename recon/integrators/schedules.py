@@ -1,6 +1,7 @@
 """Noise levels from largest to zero, in units of the prior's scale."""
 
 import math
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -40,6 +41,8 @@ def karras(steps: int, sigma_min: float = 0.01, sigma_max: float = 80.0,
 
 
 def _positive(steps: int, sigma_min: float = 1.0, sigma_max: float = 2.0) -> None:
+    if not isinstance(steps, Integral):
+        raise TypeError(f"steps wants a whole number, got {steps!r}")
     if steps < 1:
         raise ValueError(f"steps wants at least 1, got {steps}")
     if not 0 < sigma_min < sigma_max < math.inf:

@@ -124,6 +124,8 @@ def ads(acquire: Acquire, operator: Operator, prior: Prior, *, candidates: Tenso
     if not callable(acquire):
         raise TypeError("ads measures as it goes: acquire wants a function of a Selection that "
                         f"returns measurements, got {type(acquire).__name__}")
+    if not isinstance(operator, Operator):
+        raise TypeError(f"operator wants a recon Operator, got {type(operator).__name__}")
     labelled = Candidates(candidates, operator)
     y = operator.range.zeros(*batch, device=labelled.labels.device)
     linear = guidance is None

@@ -1,5 +1,8 @@
 """What every sampler asks of its inputs before any long work starts."""
 
+from numbers import Integral
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,9 +30,17 @@ def check_problem(y: Tensor, operator: Operator, prior: Prior | None, noise_std:
         raise TypeError(f"measurements y want a tensor, got {type(y).__name__}: use "
                         "torch.as_tensor")
     operator.range.check(y, "measurements y")
+    if y.dtype.to_real() not in (torch.float32, torch.float64):
+        single = "torch.complex64" if y.is_complex() else "torch.float32"
+        raise TypeError(f"measurements y want single or double precision, got {y.dtype}: pass "
+                        f"y.to({single}); a prior's network alone may run in less")
     refuse_nonfinite(y, len(operator.range.shape))
+    if not isinstance(samples, Integral):
+        raise TypeError(f"samples wants a whole number, got {samples!r}")
     if samples < 1:
         raise ValueError(f"samples wants at least 1, got {samples}")
+    if prior is not None:
+        check_prior(prior)
     if prior is not None and not latent:
         if prior.is_latent:
             raise TypeError("the prior is of latents, not of images: use a sampler that takes "
@@ -47,6 +58,9 @@ def check_problem(y: Tensor, operator: Operator, prior: Prior | None, noise_std:
         if prior.space is not None and prior.space.shape != domain.shape:
             raise ValueError(f"the operator acts on images {domain.shape}, the prior is of "
                              f"{prior.space.shape} only")
+    if not isinstance(noise_std, (Tensor, float, int, list, tuple, np.ndarray, np.generic)):
+        raise TypeError("noise_std wants a number, or a tensor of one per item, got "
+                        f"{type(noise_std).__name__}")
     noise = torch.as_tensor(noise_std, dtype=y.dtype.to_real(), device=y.device)
     if not bool((torch.isfinite(noise) & (noise >= 0)).all()):
         raise ValueError(f"noise_std wants finite numbers >= 0, got {noise_std}")
@@ -60,8 +74,17 @@ def check_problem(y: Tensor, operator: Operator, prior: Prior | None, noise_std:
     return noise
 
 
+def check_prior(prior: Prior) -> None:
+    """Refuse what is no prior: a bare network, or a function."""
+    if not isinstance(prior, Prior):
+        raise TypeError(f"prior wants a recon Prior, got {type(prior).__name__}: wrap a network as "
+                        "recon.priors does, or subclass Prior and write its denoise(x, sigma)")
+
+
 def check_sigmas(sigmas: Tensor, batch: tuple[int, ...] | None = None) -> None:
     """Refuse levels that do not fall to 0, or are not ``(steps + 1,)`` or one list per item."""
+    if not isinstance(sigmas, Tensor):
+        raise TypeError(f"sigmas wants a tensor, got {type(sigmas).__name__}: use torch.tensor")
     if sigmas.ndim < 1 or len(sigmas) < 2 or not bool((sigmas.diff(dim=0) < 0).all()):
         raise ValueError("sigmas wants at least two falling levels, the last one 0, got "
                          f"{sigmas.tolist() if sigmas.ndim < 2 else tuple(sigmas.shape)}")

@@ -74,9 +74,18 @@ PROBLEMS: list[Case] = [
      {"noise_std": torch.tensor([0.1, math.inf])}),
     (ValueError, r"one number or one per item \(2,\), got \(3,\)", {"noise_std": torch.ones(3)}),
     (ValueError, "samples wants at least 1, got 0", {"samples": 0}),
+    (TypeError, "samples wants a whole number, got 1.5", {"samples": 1.5}),
+    # once run in half precision, to infinity in volumes
+    (TypeError, r"single or double precision, got torch.float16: pass y.to\(torch.float32\)",
+     {"y": Y.half()}),
+    (TypeError, r"single or double precision, got torch.bfloat16", {"y": Y.bfloat16()}),
+    (TypeError, "noise_std wants a number, or a tensor .*, got str", {"noise_std": "0.1"}),
+    (TypeError, "noise_std wants a number, or a tensor .*, got NoneType", {"noise_std": None}),
 ]
 SETTINGS: list[Case] = [
     (ValueError, "steps wants at least 1, got 0", {"steps": 0}),
+    (TypeError, "steps wants a whole number, got 2.5", {"steps": 2.5}),
+    (TypeError, "sigmas wants a tensor, got list", {"sigmas": [1.0, 0.0]}),
     (ValueError, "at most 1000 steps, got 1001", {"steps": 1001}),
     (ValueError, "cg_iterations wants at least 1, got 0", {"cg_iterations": 0}),
     (ValueError, "gamma wants a number >= 0, .* got -1", {"gamma": -1.0}),
@@ -97,6 +106,8 @@ SETTINGS: list[Case] = [
     (ValueError, "sigmas must end in 0, got -1.0", {"sigmas": torch.tensor([2.0, -1.0])}),
 ]
 FOR_DDS: list[Case] = [
+    (TypeError, "prior wants a recon Prior, got function: .* subclass Prior",
+     {"prior": lambda x, sigma: x}),  # noqa: ARG005
     (ValueError, "zero for some items only", {"noise_std": torch.tensor([0.1, 0.0])}),
     (ValueError, r"one level for all or one per item of the batch \(2,\), got \(3,\)",
      {"sigmas": torch.tensor([[2.0] * 3, [0.0] * 3])}),
