@@ -77,6 +77,10 @@ def recognise(path: StrPath) -> str:
         return "dicom"
     if is_twix(path, head):
         return "twix"
+    if head.startswith(b"MATLAB "):  # their axes, names and orders are each laboratory's own
+        version = "7.3 (HDF5)" if head.startswith(b"MATLAB 7.3") else "5"
+        raise FormatError.about(path, f"a MATLAB file of version {version}, which is not read: "
+                                      "save its k-space (slices, coils, H, W) as npz")
     raise FormatError.about(
         path, "of no known kind: want HDF5 (fastMRI, ISMRMRD, LoDoPaB), Siemens raw data (.dat), "
               "BART's (.cfl and .hdr, or .ra), NIfTI, DICOM, npz or npy"

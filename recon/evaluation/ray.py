@@ -11,6 +11,15 @@ from recon.evaluation.settings import Settings
 ATTEMPTS = 3  # a worker may be killed, for memory or by its machine
 
 
+def needed() -> Any:
+    """Ray itself. Raises ImportError where it is not installed."""
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError("--engine ray needs Ray: pip install \"recon[ray]\"") from error
+    return ray
+
+
 def computed_by_ray(folder: Path, maps: Path, settings: Settings,
                     work: list[tuple[Cell, tuple[int, ...]]],
                     workers: int) -> Iterator[tuple[Cell, list[Result]]]:
@@ -21,10 +30,7 @@ def computed_by_ray(folder: Path, maps: Path, settings: Settings,
     given to a new one, three times at most; an error in the work itself ends the evaluation.
     Raises ImportError where Ray is not installed.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise ImportError("--engine ray needs Ray: pip install \"recon[ray]\"") from error
+    ray = needed()
     if not work:
         return
     started = not ray.is_initialized()

@@ -21,6 +21,7 @@ from recon.evaluation.plan import (
     unchanged,
     write_plan,
 )
+from recon.evaluation.ray import computed_by_ray, needed
 from recon.evaluation.records import only_writer
 from recon.evaluation.settings import Settings
 from recon.evaluation.store import Store
@@ -57,6 +58,10 @@ def evaluate(folder: str | Path, out: str | Path, settings: Settings, *, engine:
         raise NotADirectoryError(f"{folder.name}: want a folder of files to evaluate")
     if workers < 1:
         raise ValueError(f"workers wants at least 1, got {workers}")
+    if engine not in ("local", "ray"):
+        raise ValueError(f"engine wants local or ray, got {engine!r}")
+    if engine == "ray":
+        needed()
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"{out.name} is a file, not a folder: choose another --out")
     if out.is_dir() and not (out / "plan.json").exists() and _foreign(out):
@@ -89,7 +94,7 @@ def evaluate(folder: str | Path, out: str | Path, settings: Settings, *, engine:
             store.finish()
         finally:
             store.close()
-        summarise(folder, out, plan)
+        summarise(folder, out, plan, fresh=todo > 0)
     for name, why in plan.left_out:
         say(f"no data, left out: {name}: {why}")
     for name, why in plan.bad:
@@ -128,12 +133,8 @@ def _planned(folder: Path, out: Path, settings: Settings, skip_bad: bool,
 def _results(engine: Engine, workers: int, folder: Path, maps: Path, plan: Plan,
              work: Work) -> Iterator[tuple[Cell, list[Result]]]:
     if engine == "ray":
-        from recon.evaluation.ray import computed_by_ray
-
         yield from computed_by_ray(folder, maps, plan.settings, work, workers)
         return
-    if engine != "local":
-        raise ValueError(f"engine wants local or ray, got {engine!r}")
     if workers > 1:
         print("recon: --workers counts with --engine ray alone", file=sys.stderr)
     worker = Worker(folder, plan.settings, maps)

@@ -48,14 +48,18 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     return mean, quantile * math.sqrt(variance / len(values))
 
 
-def summarise(folder: Path, out: Path, plan: Plan) -> None:
-    """Write ``summary.md`` and a figure per sampler and sampling from what lies in ``out``."""
+def summarise(folder: Path, out: Path, plan: Plan, *, fresh: bool = True) -> None:
+    """Write ``summary.md`` and a figure per sampler and sampling from what lies in ``out``.
+
+    Without ``fresh`` nothing was computed since figures were made, and those there are kept.
+    """
     records = {key_of(record): record for record in read_records(out / "records.jsonl")}
     figures = []
     for label in dict.fromkeys(cell.sampling.label for cell in cells(plan)):
         for sampler in plan.settings.samplers:
             name = f"slices-{sampler}-{label}.png"
-            if _figure(folder, out, plan, records, sampler, label, out / name):
+            kept = not fresh and (out / name).exists()
+            if kept or _figure(folder, out, plan, records, sampler, label, out / name):
                 figures.append(name)
     text = "\n\n".join(_sections(plan, records, figures)) + "\n"
     with datasets.replacing(out / "summary.md", overwrite=True) as (part,):

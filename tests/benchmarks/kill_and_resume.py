@@ -4,8 +4,9 @@
 
 Runs once unbroken into OUT/unbroken; then again and again into OUT/killed, killed so often at
 random moments, and at last to its end; then, where Ray is installed, with two workers into OUT/ray.
-The moments are spread over what one run takes, so that about the last of them meets its end. Each
-run is a forked process: starting Python takes no time from the kills. On Linux.
+One in five meets a run before its first record; the others are spread over the rest, so that about
+the last of them meets its end. Each run is a forked process: starting Python takes no time from the
+kills. On Linux.
 """
 
 import importlib.util
@@ -50,19 +51,29 @@ def begun(arguments: list[str]) -> int:
     return child
 
 
-def ended(child: int) -> None:
-    """Wait for a run, which must end well."""
-    if code := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+def ended(child: int, out: Path) -> float:
+    """Wait for a run, which must end well; seconds until its first record."""
+    began, first = time.monotonic(), 0.0
+    while True:
+        gone, status = os.waitpid(child, os.WNOHANG)
+        if not first and (gone or lines(out)):
+            first = time.monotonic() - began
+        if gone:
+            break
+        time.sleep(0.01)
+    if code := os.waitstatus_to_exitcode(status):
         sys.exit(f"ended with {code}")
+    return first
 
 
-def killed(arguments: list[str], out: Path, kills: int, whole: float) -> list[int]:
+def killed(arguments: list[str], out: Path, kills: int, start: float, work: float) -> list[int]:
     """Kill so many runs, and let one more end; the number of records after each kill."""
     source, found = random.Random(0), []
     while len(found) < kills:
+        moment = (source.uniform(0, start) if source.random() < 0.2 else
+                  start + source.uniform(0, 2.5 * work / kills))
         child = begun(arguments)
-        until = time.monotonic() + source.uniform(0, 3 * whole / kills)
-        gone = 0
+        until, gone = time.monotonic() + moment, 0
         while not gone and time.monotonic() < until:
             time.sleep(0.005)
             gone, status = os.waitpid(child, os.WNOHANG)
@@ -72,7 +83,9 @@ def killed(arguments: list[str], out: Path, kills: int, whole: float) -> list[in
             found.append(lines(out))
         elif code := os.waitstatus_to_exitcode(status):
             sys.exit(f"ended with {code} after {len(found)} kills")
-    ended(begun(arguments))
+        else:
+            start *= 0.8  # nothing was left but the summary
+    ended(begun(arguments), out)
     return found
 
 
@@ -80,14 +93,15 @@ def main(kills: int, folder: str, out: Path, options: list[str]) -> None:
     """Run, kill, compare; exits with 1 where anything differs."""
     out.mkdir(parents=True)
     began = time.monotonic()
-    ended(begun([folder, *options, "--out", str(out / "unbroken")]))
+    start = ended(begun([folder, *options, "--out", str(out / "unbroken")]), out / "unbroken")
     whole = time.monotonic() - began
-    after = killed([folder, *options, "--out", str(out / "killed")], out / "killed", kills, whole)
+    after = killed([folder, *options, "--out", str(out / "killed")], out / "killed", kills, start,
+                   whole - start)
     print(f"{kills} kills of runs of {whole:.0f} s; records after each: {after}", flush=True)
     others = ["killed"]
     if importlib.util.find_spec("ray"):
         ended(begun([folder, *options, "--out", str(out / "ray"), "--engine", "ray",
-                     "--workers", "2"]))
+                     "--workers", "2"]), out / "ray")
         others.append("ray")
     want, failed = results(out / "unbroken"), False
     for name in others:

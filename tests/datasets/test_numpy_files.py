@@ -163,6 +163,9 @@ def test_contents_decide_not_the_suffix(tmp_path: Path) -> None:
         ("a.dat", b"\0" * 64, "of no known kind: want"),
         ("a.txt", b"hello", "of no known kind: want"),
         ("a.npz", b"", "the file is empty"),
+        ("a.mat", b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(512) + b"\x89HDF\r\n\x1a\n",
+         r"a MATLAB file of version 7\.3 \(HDF5\), which is not read: save"),
+        ("a.mat", b"MATLAB 5.0 MAT-file".ljust(128), "a MATLAB file of version 5, which"),
     ],
 )
 def test_unknown_kinds(tmp_path: Path, name: str, content: bytes, match: str) -> None:
