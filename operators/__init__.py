@@ -10,10 +10,19 @@ from recon.operators.check import OperatorReport, check
 from recon.operators.colour import Greyscale, colour_filter
 from recon.operators.counts import Counts, draw_counts
 from recon.operators.ct import FanBeamCT, ParallelBeamCT
-from recon.operators.custom import from_functions, from_nonlinear
+from recon.operators.custom import from_functions, from_nonlinear, from_numpy
 from recon.operators.hadamard import Hadamard, sequency
+from recon.operators.interop import (
+    from_deepinv,
+    from_odl,
+    from_scipy,
+    from_sigpy,
+    to_deepinv,
+    to_odl,
+)
 from recon.operators.jpeg import JPEG, SmoothJPEG, StraightThroughJPEG
 from recon.operators.masking import Masking, missing_block, random_pixels
+from recon.operators.matrix import Matrix
 from recon.operators.mri import CartesianMRI, NonCartesianMRI
 from recon.operators.phase import PhaseRetrieval, random_phases
 from recon.operators.resample import Downsampling
@@ -24,6 +33,7 @@ from recon.operators.sensor import (
     StraightThroughQuantisation,
 )
 from recon.operators.solve import ConjugateGradient, conjugate_gradient
+from recon.operators.weighting import Weighting, Whitened, whitened
 from recon.space import Space
 
 __all__ = [
@@ -40,6 +50,7 @@ __all__ = [
     "Identity",
     "LinearOperator",
     "Masking",
+    "Matrix",
     "NonCartesianMRI",
     "NonlinearBlur",
     "Operator",
@@ -53,12 +64,19 @@ __all__ = [
     "StraightThroughJPEG",
     "StraightThroughQuantisation",
     "VaryingBlur",
+    "Weighting",
+    "Whitened",
     "check",
     "colour_filter",
     "conjugate_gradient",
     "draw_counts",
+    "from_deepinv",
     "from_functions",
     "from_nonlinear",
+    "from_numpy",
+    "from_odl",
+    "from_scipy",
+    "from_sigpy",
     "gaussian_kernel",
     "missing_block",
     "motion_kernel",
@@ -69,4 +87,7 @@ __all__ = [
     "sequency",
     "shake_kernel",
     "stack",
+    "to_deepinv",
+    "to_odl",
+    "whitened",
 ]

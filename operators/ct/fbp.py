@@ -55,21 +55,29 @@ def fbp(y: Tensor, operator: LinearOperator, filter: Filter = "ramp",  # noqa: A
     if not 0 < cutoff <= 1:
         raise ValueError(f"fbp: want a cutoff above 0 and up to 1, got {cutoff}")
     operator.range.check(y, "fbp")
-    geometry, shape = operator.geometry, operator.domain.shape
+    shape = (operator.domain.shape[1], operator.domain.shape[2])
+    x = filtered_back(y.reshape(-1, *y.shape[-2:]), operator.geometry, shape, filter, cutoff)
+    return x.view(*operator.range.batch_of(y), *operator.domain.shape)
+
+
+def filtered_back(y: Tensor, geometry: Geometry, shape: tuple[int, int], window: Filter,
+                  cutoff: float) -> Tensor:
+    """``fbp`` of ``(items, views, bins)`` for any geometry, ``(items, *shape)``."""
+    if not len(y):  # no Fourier transform of nothing
+        return y.new_zeros(0, *shape)
     precision = torch.float64 if y.dtype == torch.float64 else torch.float32
-    radius = min(shape[1] * geometry.pixel[0], shape[2] * geometry.pixel[1]) / 2
+    radius = min(shape[0] * geometry.pixel[0], shape[1] * geometry.pixel[1]) / 2
     weight = view_weights(geometry)[:, None] * measured_once(geometry, radius)
     if isinstance(geometry, Fan):
         weight = weight * (geometry.source * geometry.fan_angles().cos())
-    views = y.to(precision).reshape(-1, *y.shape[-2:]) * weight.to(y.device, precision)
+    views = y.to(precision) * weight.to(y.device, precision)
     below, above = unseen(geometry, radius)
     views, geometry = pad(views, (below, above)), geometry.widened(below, above)
-    response = _response(geometry, filter, cutoff)
+    response = _response(geometry, window, cutoff)
     size = 2 * (len(response) - 1)
     spectrum = torch.fft.rfft(views, size) * response.to(y.device, precision)
     filtered = torch.fft.irfft(spectrum, size)[..., : geometry.bins]
-    x = _backproject(filtered.flatten(1), geometry, (shape[1], shape[2]))
-    return x.to(y.dtype).view(*operator.range.batch_of(y), *shape)
+    return _backproject(filtered.flatten(1), geometry, shape).to(y.dtype).view(-1, *shape)
 
 
 def _response(geometry: Geometry, window: Filter, cutoff: float) -> Tensor:

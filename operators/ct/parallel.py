@@ -48,7 +48,8 @@ class ParallelBeamCT(PlanarCT):
         Number of bins; None for the fewest that cover the diagonal of the image.
     detector_offset
         Shift of the detector along itself, in bins: ``(detectors - 1) / 2 - c`` where the axis of
-        rotation falls on bin ``c``. ``find_detector_offset`` measures it.
+        rotation falls on bin ``c``. ``offset_by_opposite_views``,
+        ``offset_by_centroids`` and ``offset_by_sharpness`` find it.
     pixel_size
         Side of a pixel, in any unit of length, or ``(height, width)``.
     detector_spacing
