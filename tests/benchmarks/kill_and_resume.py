@@ -68,7 +68,8 @@ def ended(child: int, out: Path) -> float:
 
 def killed(arguments: list[str], out: Path, kills: int, start: float, work: float) -> list[int]:
     """Kill so many runs, and let one more end; the number of records after each kill."""
-    source, found = random.Random(0), []
+    source = random.Random(0)
+    found: list[int] = []
     while len(found) < kills:
         moment = (source.uniform(0, start) if source.random() < 0.2 else
                   start + source.uniform(0, 2.5 * work / kills))
