@@ -133,6 +133,9 @@ def test_a_nuisance_is_asked_for() -> None:
     particles[:, 0] = 2 * torch.randn(400, generator=seeded(2), dtype=F64)
     for policy in ALL:
         assert int(scored(policy, particles, 0.1).argmax()) == 0
+    with pytest.raises(AssertionError):
+        assert int(Random()(believed(particles[:, None, None], 0.1, generator=seeded()), NONE
+                            ).argmax()) == 0
 
 
 def covariance_of(n: int) -> Gaussian:

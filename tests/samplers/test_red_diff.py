@@ -16,7 +16,7 @@ from recon.integrators import schedules
 from recon.noise import Noise, per_draw
 from recon.operators import Identity, LinearOperator, Masking, Operator, Space, from_functions
 from recon.priors import Gaussian, Prior
-from recon.samplers import red_diff
+from recon.samplers import dps, red_diff
 from recon.samplers.red_diff import RedDiffStep, direction, first_image, objective
 
 Method = Callable[..., Tensor]
@@ -209,6 +209,9 @@ def test_limits() -> None:
                       **settings)[0]
         assert float((mask * (mu - y)).abs().max()) < 1e-3
         assert torch.equal(mu[mask == 0], first[mask == 0])
+    mu = red_diff(y, A, prior, initial=first, **settings)[0]
+    with pytest.raises(AssertionError):  # a prior moves what is not measured
+        assert torch.equal(mu[mask == 0], first[mask == 0])
     stays = red_diff(y, A, prior, prior_weight=0.0, **settings)[0]
     assert relative(stays, y) < 1e-12  # A^+ y already
     free = red_diff(y, A, prior, data_weight=0.0, initial=first, **settings)[0]
@@ -242,6 +245,9 @@ def test_calls_and_result(cases: Cases, steps: int) -> None:
     seen = list(red_diff.steps(y, A, Weighted(channels=1, is_complex=True), noise_std=0.1,
                                steps=steps, generator=seeded()))
     assert calls == [False] * steps
+    calls.clear()
+    dps(y, A, Weighted(channels=1, is_complex=True), steps=steps, generator=seeded())
+    assert calls != [False] * steps  # which differentiates it
     assert weight.grad is None
     assert not seen[-1].x0.requires_grad
     last = seen[-1]
