@@ -21,7 +21,7 @@ from recon.integrators import Step
 from recon.noise import per_draw
 from recon.operators import CartesianMRI, LinearOperator, Operator, from_nonlinear
 from recon.priors import Gaussian, Prior
-from recon.samplers import AnnealedSde
+from recon.samplers import AnnealedSde, Langevin
 
 Method = Any  # a Sampler, what adapts one, or a plain function
 Cases = dict[str, tuple[LinearOperator, Gaussian]]
@@ -104,7 +104,7 @@ ROWS = [
     Row("tmpd", {"steps": 8, "covariance": "full", "iterations": 4}),
     # Adam divides by the gradient's own size: single precision's rounding of it comes through
     Row("red_diff", {"steps": 8}, linear=False, single=1e-2),
-    Row("daps", {"steps": 4}, noisy=True, linear=False),
+    Row("daps", {"steps": 4, "conditional": Langevin(iterations=20)}, noisy=True, linear=False),
     Row("ddrm", {"steps": 8}),
     Row("mbir", {"steps": 8, "cg_iterations": 4}, adapt=Slices),
     Row("diffusion_mbir", {"steps": 8}, adapt=Slices),
@@ -174,7 +174,7 @@ def check_items(method: Method, A: LinearOperator, prior: Gaussian, noisy: bool,
         alone = run(method, y[i], A, prior.rescaled(SCALE[i]), samples=3,
                     generator=per_draw(7, range(3), range(i, i + 1)), **one)
         assert relative(got[:, i], alone) < 1e-7
-        if not joint:
+        if not joint and i in (0, 3):  # the zero one among them
             first = run(method, y[i], A, prior.rescaled(SCALE[i]), samples=1,
                         generator=per_draw(7, range(1), range(i, i + 1)), **one)
             assert relative(got[:1, i], first) < 1e-7
