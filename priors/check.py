@@ -122,14 +122,21 @@ def check(prior: Prior, images: Tensor | None = None, *, size: tuple[int, ...] =
         if not bool(torch.isfinite(x0).all()):
             words = ("its own draws are not finite: a wrong sign or wrong levels" if drawn else
                      "the images hold NaN or infinity")
-            return PriorReport(type(prior).__name__, (), (Finding("finite", False, words),))
+            return PriorReport(_label(prior), (), (Finding("finite", False, words),))
         quantile = float(x0.abs().flatten().double().quantile(0.995))
         if prior.normalised and not drawn:
             prior = prior.rescaled(quantile)
         trial = _Trial(prior, x0, generator)
         levels = trial.rows(prior)
         findings = _findings(prior, trial, levels, quantile, drawn)
-    return PriorReport(type(prior).__name__, levels, findings)
+    return PriorReport(_label(prior), levels, findings)
+
+
+def _label(prior: Prior) -> str:
+    """The kind of prior inside its units and packings."""
+    while isinstance(getattr(prior, "of", None), Prior):
+        prior = prior.of  # type: ignore[assignment]
+    return type(prior).__name__
 
 
 def _flat(prior: Prior, images: Tensor) -> Tensor:

@@ -68,8 +68,9 @@ def load(name_or_path: str | Path, *, value_range: ValueRange | None = None,
     guided-diffusion, score_sde's NCSN++, NCSNv2, EDM, EDM2, InverseBench, denoising-diffusion-
     pytorch and deepinv, folders of diffusers and ONNX networks are recognised by their keys and
     opened strictly, averaged weights first; what they do not say is declared, and asked for where
-    it is missing. The prior is then of images from 0 to 1. ``docs/priors.md`` tells what each
-    wants. Nothing in a file is executed, and nothing is downloaded.
+    it is missing, here or in ``checkpoint.pt.json`` beside the file. The prior is then of images
+    from 0 to 1. ``docs/priors.md`` tells what each wants. Nothing in a file is executed, and
+    nothing is downloaded.
 
     Parameters
     ----------
@@ -104,13 +105,13 @@ def load(name_or_path: str | Path, *, value_range: ValueRange | None = None,
     path = _path(name_or_path)
     if path.is_dir() or not _is_own(path):
         return open_checkpoint(path, said, entry).to(device).eval()
+    settings, weights = _read(path)
     declared = [word for word, value in said._asdict().items()
                 if word not in ("channels", "precision", "max_batch")
                 and value is not None and value is not False]
     if declared or entry is not None:
         raise CheckpointError(f"{path.name} says all about itself: leave "
                               f"{(declared or ['entry'])[0]}= out")
-    settings, weights = _read(path)
     if settings.get("network") == "latent":
         from recon.priors.latent_weights import built
 

@@ -18,6 +18,7 @@ from recon.priors.loaders import (
 )
 from recon.priors.loaders.declared import Declared, in_units
 from recon.priors.loaders.files import read
+from recon.priors.loaders.sidecar import completed
 from recon.priors.loaders.states import choose
 
 FAMILIES = (adm, ncsnpp, ncsnv2, edm2, edm, lucidrains, deepinv_networks)
@@ -31,6 +32,7 @@ def is_folder(path: Path) -> bool:
 def open_checkpoint(path: Path, said: Declared, entry: str | None = None) -> Prior:
     """The prior of a public checkpoint, in images from 0 to 1, or as ``said`` has it."""
     name = path.resolve().name
+    said, entry = completed(path, said, entry)
     if path.is_dir():
         said.refuse_others(name, diffusers_folder.LAYOUT, diffusers_folder.USES)
         return in_units(name, diffusers_folder.build(path, said), said)

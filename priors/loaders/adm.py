@@ -9,9 +9,8 @@ from torch.nn import functional
 
 from recon.priors.base import Prior
 from recon.priors.errors import CheckpointError
-from recon.priors.loaders.declared import Declared, Run, counted, wrapped
+from recon.priors.loaders.declared import Declared, Run, counted, preconditioned, wrapped
 from recon.priors.loaders.states import Shapes, State, fill, under, without
-from recon.priors.network import EDMPrior
 from recon.priors.parameterisation import VariancePreserving
 
 LAYOUT = "a guided-diffusion UNet"
@@ -40,8 +39,7 @@ def build(name: str, state: State, said: Declared) -> Prior:
     channels = counted(name, network.channels, network.outputs, said)
     run = Run(network, said.precision, multiple=network.multiple)
     if said.sigma_data is not None:
-        return EDMPrior(run, channels, sigma_data=said.sigma_data, max_batch=said.max_batch,
-                        normalised=False)
+        return preconditioned(run, channels, said.sigma_data, said.max_batch)
     return wrapped(run, channels, said.predicts or "eps",
                    said.schedule or VariancePreserving.linear(), said.max_batch)
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from recon.priors.base import Prior
 from recon.priors.errors import CheckpointError
+from recon.priors.network import EDMPrior
 from recon.priors.parameterisation import (
     EpsilonPrior,
     FlowPrior,
@@ -85,12 +86,21 @@ def wrapped(network: nn.Module, channels: int, predicts: Predicts, schedule: Sch
     return _WRAPPERS[predicts](network, schedule, channels, max_batch=max_batch)
 
 
+def preconditioned(network: nn.Module, channels: int, sigma_data: float,
+                   max_batch: int | None) -> Prior:
+    """The denoiser of a network in EDM's preconditioning, for the noise of its releases."""
+    return EDMPrior(network, channels, sigma_data=sigma_data, sigma_min=0.002, sigma_max=80.0,
+                    max_batch=max_batch, normalised=False)
+
+
 def counted(name: str, channels: int, outputs: int, said: Declared) -> int:
     """The image channels, once the network's ends and the caller agree about them."""
-    if outputs not in (channels, 2 * channels):
-        raise CheckpointError(f"{name} maps {channels} channels to {outputs}: want as many, or "
-                              "twice as many for a learned variance; it is conditioned on more "
-                              "than noise")
+    if outputs not in ((channels,) if said.sigma_data is not None else (channels, 2 * channels)):
+        raise CheckpointError(
+            f"{name} maps {channels} channels to {outputs}: want as many"
+            f"{'' if said.sigma_data is not None else ', or twice as many for a learned variance'}"
+            ": it is made for something other than EDM's preconditioning or conditioned on more "
+            "than noise")
     if said.channels is not None and said.channels != channels:
         raise CheckpointError(f"{name} is of images of {channels} channel(s), not of the "
                               f"{said.channels} asked for: take another checkpoint")

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from recon.priors.base import Prior
 from recon.priors.errors import CheckpointError
-from recon.priors.loaders.declared import Declared, Predicts, Run, counted, wrapped
+from recon.priors.loaders.declared import Declared, Predicts, Run, counted, preconditioned, wrapped
 from recon.priors.loaders.files import read
 from recon.priors.loaders.states import choose, fill
-from recon.priors.network import EDMPrior
 from recon.priors.parameterisation import Flow, Schedule, VarianceExploding, VariancePreserving
 
 LAYOUT = "a folder of diffusers"
@@ -58,8 +57,7 @@ def build(folder: Path, said: Declared) -> Prior:
         if plan.get("prediction_type", "epsilon") != "epsilon":
             raise CheckpointError(f"{name}: EDM's preconditioning of {plan['prediction_type']} is "
                                   "unknown: want its 'epsilon'")
-        return EDMPrior(run, channels, sigma_data=spread, max_batch=said.max_batch,
-                        normalised=False)
+        return preconditioned(run, channels, spread, said.max_batch)
     schedule, predicts = said.schedule, said.predicts
     if plan:
         found, what = _schedule(name, plan)

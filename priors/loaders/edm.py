@@ -10,10 +10,9 @@ from torch.nn import functional
 from recon.priors.base import Prior
 from recon.priors.errors import CheckpointError
 from recon.priors.loaders.adm import sinusoids
-from recon.priors.loaders.declared import Declared, Run, counted
+from recon.priors.loaders.declared import Declared, Run, counted, preconditioned
 from recon.priors.loaders.resample import doubled, halved
 from recon.priors.loaders.states import Shapes, State, fill, under
-from recon.priors.network import EDMPrior
 
 LAYOUT = "a UNet of EDM"
 USES = ("sigma_data",)
@@ -37,8 +36,7 @@ def build(name: str, state: State, said: Declared) -> Prior:
     network = from_state(name, state)
     channels = counted(name, network.channels, network.outputs, said)
     run = Run(network, said.precision, multiple=network.multiple)
-    return EDMPrior(run, channels, sigma_data=said.sigma_data, max_batch=said.max_batch,
-                    normalised=False)
+    return preconditioned(run, channels, said.sigma_data, said.max_batch)
 
 
 def levels(name: str, state: State) -> tuple[list[int], int]:

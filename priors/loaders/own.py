@@ -11,10 +11,10 @@ from recon.priors.loaders.declared import (
     Run,
     ValueRange,
     in_units,
+    preconditioned,
     wrapped,
 )
 from recon.priors.loaders.states import State, fill
-from recon.priors.network import EDMPrior
 from recon.priors.parameterisation import Schedule
 
 LAYOUT = "a network of your own"
@@ -74,8 +74,7 @@ def _prior(network: nn.Module, said: Declared) -> Prior:
     channels = said.channels or 0
     run = Run(network, said.precision)
     if said.sigma_data is not None:
-        return EDMPrior(run, channels, sigma_data=said.sigma_data, max_batch=said.max_batch,
-                        normalised=False)
+        return preconditioned(run, channels, said.sigma_data, said.max_batch)
     if said.predicts is None or said.schedule is None:
         raise ValueError("a network of one's own wants predicts= and schedule=, or sigma_data= for "
                          "EDM's preconditioning")
