@@ -7,7 +7,7 @@ from torch import Tensor
 
 from recon.datasets import Scan, centre_crop
 from recon.operators import CartesianMRI
-from recon.operators.mri import espirit, masks
+from recon.operators.mri import Covariance, espirit, masks, mix_coils
 from recon.problem import Problem
 
 FASTMRI_KINDS = ("random", "equispaced", "equispaced_fraction", "magic", "magic_fraction")
@@ -102,22 +102,15 @@ def whitened(scan: Scan) -> tuple[Scan, float | None]:
     """
     if scan.noise_covariance is None:
         return scan, None
-    covariance = scan.noise_covariance.to(torch.complex128)
-    variance = float(covariance.diagonal().real.mean())
-    root, failed = torch.linalg.cholesky_ex(covariance)
-    if bool(failed):
-        raise ValueError(f"{scan.name}: the noise covariance of its coils is singular: a coil "
-                         "without noise is dead, leave it out")
-    mix = math.sqrt(variance) * torch.linalg.inv(root)
-
-    def mixed(x: Tensor) -> Tensor:
-        return torch.einsum("dc,schw->sdhw", mix.to(x.dtype), x)
-
-    maps = None if scan.maps is None else mixed(scan.maps)
-    kspace = mixed(scan.kspace)
+    try:
+        covariance = Covariance(scan.noise_covariance)
+    except ValueError as error:
+        raise ValueError(f"{scan.name}: {str(error).removeprefix('Covariance: ')}") from None
+    maps = None if scan.maps is None else mix_coils(scan.maps, covariance.whitening)
+    kspace = mix_coils(scan.kspace, covariance.whitening)
     if scan.mask is not None:
         kspace = torch.where(scan.mask, kspace, 0)  # mixing zeros may leave -0
-    return scan._replace(kspace=kspace, maps=maps, noise_covariance=None), math.sqrt(variance / 2)
+    return scan._replace(kspace=kspace, maps=maps, noise_covariance=None), covariance.noise_std
 
 
 def calibration_region(mask: Tensor, height: int) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from recon import datasets, samplers
 from recon.integrators import Step, schedules
 from recon.noise import per_draw
 from recon.operators.base import LinearOperator, Operator
+from recon.operators.mri import Covariance, whiten
 from recon.priors import Prior
 from recon.progress import Bar
 from recon.samplers.latent import check_latent
@@ -83,7 +84,8 @@ class Reconstruction:
 
 
 def reconstruct(y: Tensor, operator: Operator, prior: Prior | None = None, sampler: str = "dds", *,
-                noise_std: Tensor | float = 0.0, samples: int = 1, seed: int | Sequence[int] = 0,
+                noise_std: Tensor | float | Covariance = 0.0, samples: int = 1,
+                seed: int | Sequence[int] = 0,
                 scale: Tensor | float | None = None, chunk: int | None = None,
                 progress: bool = False, callback: Callable[[Step], None] | None = None,
                 **settings: Any) -> Reconstruction:
@@ -101,6 +103,9 @@ def reconstruct(y: Tensor, operator: Operator, prior: Prior | None = None, sampl
     prior
         Classical methods (``"tv"``, ``"wavelet"``) use none and have one answer: a prior, or more
         than one sample, is ignored there with a warning.
+    noise_std
+        Standard deviation of the noise in each real number of ``y``, one number or one per item; or
+        the ``operators.mri.Covariance`` of the coils: ``y`` and ``operator`` are then whitened.
     seed
         One number, or one for each item of the batch, which then draws what it would draw alone.
     scale
@@ -131,6 +136,10 @@ def reconstruct(y: Tensor, operator: Operator, prior: Prior | None = None, sampl
     if not classical and prior is None:
         raise TypeError(f"{sampler} wants a prior, got None: pass one, for instance of "
                         'priors.load, or take sampler="tv" or "wavelet"')
+    white = {}
+    if isinstance(noise_std, Covariance):
+        white = {"noise_covariance": repr(noise_std)}
+        y, operator, noise_std = whiten(y, operator, noise_std)
     linear = known["operator"].annotation is LinearOperator
     codec = chosen.get("codec")
     noise = (check_problem(y, operator, None, noise_std, linear=linear) if prior is None else
@@ -141,6 +150,7 @@ def reconstruct(y: Tensor, operator: Operator, prior: Prior | None = None, sampl
     seed = _checked_seed(seed, batch)
 
     used = {"sampler": sampler, "samples": samples, "seed": seed, "noise_std": noise.tolist()}
+    used |= white
     used |= {name: _described(value) for name, value in chosen.items()}
     given: dict[str, Any] = {**chosen, "noise_std": noise}
     rescaled = prior

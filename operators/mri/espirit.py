@@ -102,12 +102,12 @@ def _espirit(centre: Tensor, patch: tuple[int, int], threshold: float, crop: flo
     peak = centre.abs().amax((-3, -2, -1), keepdim=True)
     centre = centre / torch.where(peak > 0, peak, 1)  # squares of 1e-30 would underflow
     lags = _lag_kernels(_patch_projector(centre, patch, threshold), patch)
-    u = _principal_coil(centre)
+    u = principal_coil(centre)
     budget = _BLOCK_BYTES.get(centre.device.type, _GPU_BLOCK_BYTES)
     rows = max(1, budget // (lags[:, 0, 0].numel() * size[1] * lags.element_size()))
     across = torch.einsum("xd,bedij->bexij", _waves(size[1], patch[1], lags), lags)
     down = _waves(size[0], patch[0], lags)
-    largest = _dominant if sets == 1 else functools.partial(_several, sets=sets)
+    largest = dominant if sets == 1 else functools.partial(_several, sets=sets)
     maps, values = zip(*(largest(torch.einsum("yd,bdxij->byxij", wave, across))
                          for wave in split(down, rows)), strict=True)
     value = torch.cat(values, 1).movedim(-1, 1)  # (items, sets, height, width)
@@ -160,7 +160,7 @@ def _waves(n: int, k: int, like: Tensor) -> Tensor:
     return torch.polar(torch.ones_like(angle), angle)
 
 
-def _dominant(G: Tensor) -> tuple[Tensor, Tensor]:
+def dominant(G: Tensor) -> tuple[Tensor, Tensor]:
     """Unit dominant eigenvector ``(..., n, 1)`` and eigenvalue of Hermitian ``G >= 0``."""
     power = G
     for _ in range(_SQUARINGS):
@@ -188,7 +188,7 @@ def _normalised(vector: Tensor) -> tuple[Tensor, Tensor]:
     return vector / torch.where(norm > 0, norm, 1), norm
 
 
-def _principal_coil(centre: Tensor) -> Tensor:
+def principal_coil(centre: Tensor) -> Tensor:
     """First eigenvector of the coils' covariance, its last entry real and positive."""
     samples = centre.flatten(-2)
     u: Tensor = torch.linalg.eigh(samples @ samples.mH).eigenvectors[..., -1]

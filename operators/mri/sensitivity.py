@@ -28,7 +28,7 @@ def coil_sum(images: Tensor, maps: Tensor | None, sets: int, ndim: int) -> Tenso
 
 def mixed_maps(matrix: Tensor, maps: Tensor, ndim: int) -> Tensor:
     """``matrix @ maps`` over the coils, for ``matrix`` ``(virtual coils, coils)``."""
-    flat = matrix.to(maps) @ maps.flatten(-ndim)
+    flat = matrix.to(maps.device, maps.dtype) @ maps.flatten(-ndim)
     return flat.view(*flat.shape[:-1], *maps.shape[-ndim:])
 
 

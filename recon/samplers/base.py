@@ -8,6 +8,8 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from recon.operators.mri import Covariance, whiten
+
 P = ParamSpec("P")
 
 
@@ -34,7 +36,8 @@ class Sampler(Generic[P, S]):
     and resuming are the caller's loop. ``run`` takes ``callback(step)`` besides and returns the
     last step, with whatever the sampler carries; the call returns its ``x0`` alone, ``(samples,
     *batch, channel, *spatial)``. ``joint`` says that the samples of one item are made together, so
-    that they must not be split into chunks.
+    that they must not be split into chunks. ``noise_std`` may be a ``Covariance`` over the coils:
+    the method then runs on whitened measurements and their operator.
     """
 
     def __init__(self, steps: Callable[P, Iterator[S]],
@@ -42,8 +45,8 @@ class Sampler(Generic[P, S]):
         functools.update_wrapper(self, steps)
         self._check = check
         self.joint = joint
-        self.steps = torch.no_grad()(steps)
         signature = inspect.signature(steps)
+        self.steps = _whitening(torch.no_grad()(steps), signature)
         extra = inspect.Parameter("callback", inspect.Parameter.KEYWORD_ONLY, default=None,
                                   annotation="Callable[[Step], None] | None")
         self.__signature__ = signature.replace(
@@ -66,6 +69,23 @@ class Sampler(Generic[P, S]):
         """Refuse settings that would be refused whatever the measurements; wants all of them."""
         if self._check is not None:
             self._check(**settings)
+
+
+def _whitening(steps: Callable[P, Iterator[S]],
+               signature: inspect.Signature) -> Callable[P, Iterator[S]]:
+    """``steps``, given ``W y``, ``W A`` and one number where ``noise_std`` is a ``Covariance``."""
+    @functools.wraps(steps)
+    def started(*args: P.args, **settings: P.kwargs) -> Iterator[S]:
+        if isinstance(settings.get("noise_std"), Covariance):
+            given = signature.bind(*args, **settings).arguments
+            y = next(iter(given))  # the first argument of every sampler
+            given[y], given["operator"], given["noise_std"] = whiten(
+                given[y], given["operator"], given["noise_std"])
+            call: Any = steps
+            return call(**given)
+        return steps(*args, **settings)
+
+    return started
 
 
 def sampler(steps: Callable[P, Iterator[S]]) -> Sampler[P, S]:

@@ -67,6 +67,11 @@ def columns(n: int) -> Tensor:
     return torch.arange(n) % 2 == 0
 
 
+def some(*shape: int) -> Tensor:
+    """A mask that is nowhere empty."""
+    return mask(*shape) | columns(shape[-1])
+
+
 def maps(*shape: int) -> Tensor:
     return noise(*shape, seed=2, dtype=torch.complex64)
 
@@ -210,8 +215,8 @@ PER_ITEM: dict[str, Callable[[], Operator]] = {
     "zero kernels": lambda: Blur(noise(3, 1, 2, 3), COMPLEX, "zero"),
     "masked kernels": lambda: Masking(mask(3, 1, 7, 6), REAL) @ Blur(noise(3, 1, 3, 3), REAL),
     "stack of both": lambda: stack(Masking(mask(3, 1, 7, 6), REAL), Blur(noise(3, 3), REAL)),
-    "frames of MRI": lambda: CartesianMRI((5, 9), mask(3, 1, 1, 9), maps(2, 5, 9)),
-    "frames of a volume": lambda: CartesianMRI((2, 3, 9), mask(3, 1, 1, 3, 9), maps(2, 2, 3, 9)),
+    "frames of MRI": lambda: CartesianMRI((5, 9), some(3, 1, 1, 9), maps(2, 5, 9)),
+    "frames of a volume": lambda: CartesianMRI((2, 3, 9), some(3, 1, 1, 3, 9), maps(2, 2, 3, 9)),
     "maps of each item": lambda: NonCartesianMRI((5, 6), k_space(5, 6), maps(3, 2, 5, 6)),
 }
 NONLINEAR: dict[str, Callable[[], Operator]] = {
