@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from recon.operators.base import LinearOperator, Operator
+from recon.operators.base import LinearOperator
 from recon.space import Space
 
 LIMITS = {torch.float32: 1e-5, torch.float64: 1e-11}  # about 100 roundings, relative
@@ -113,16 +113,17 @@ class Case(NamedTuple):
 
     def deepcopy(self) -> float:
         A, twin = self.A, copy.deepcopy(self.A)
-        held = {name: t.data_ptr() for name, t in _tensors(A).items() if t.numel()}
-        for name, tensor in _tensors(twin).items():
-            if tensor.numel() and held.get(name) == tensor.data_ptr():
+        held, copied = ({**dict(B.named_buffers()), **dict(B.named_parameters())}
+                        for B in (A, twin))
+        for name, tensor in copied.items():
+            if tensor.numel() and name in held and held[name].data_ptr() == tensor.data_ptr():
                 raise ValueError(f"{name} is one tensor for both copies")
         return _error(twin(self.x()), A(self.x()), A.range)
 
     def state_dict(self) -> float:
         twin = copy.deepcopy(self.A)
-        for tensor in _tensors(twin).values():
-            if tensor.is_floating_point() or tensor.is_complex():
+        for tensor in twin.state_dict().values():
+            if isinstance(tensor, Tensor) and (tensor.is_floating_point() or tensor.is_complex()):
                 tensor.mul_(2)
         twin(self.x())  # fills any cache with the wrong numbers
         twin.load_state_dict(self.A.state_dict())
@@ -253,10 +254,6 @@ def converted(case: Case) -> LinearOperator:
     with contextlib.suppress(Exception):  # the row on moves reports it
         return copy.deepcopy(case.A).to(case.precision)
     return case.A
-
-
-def _tensors(A: Operator) -> dict[str, Tensor]:
-    return {name: t for name, t in A.state_dict().items() if isinstance(t, Tensor)}
 
 
 def _items(x: Tensor, space: Space) -> Tensor:
