@@ -11,6 +11,7 @@ from recon import demo
 
 ROOT = Path(__file__).parents[1]
 RAW = ROOT.parent / "shared" / "data" / "raw" / "brain_8ch_full.cfl"
+TOOTH = RAW.with_name("tooth.h5")
 
 
 @pytest.mark.skipif(not RAW.exists(), reason="the raw head scan is not distributed with recon")
@@ -59,6 +60,41 @@ def test_volume(tmp_path: Path) -> None:
     assert all(b > a for a, b in zip(apart, coupled, strict=True))
     for name in ("axial", "coronal", "sagittal"):
         assert (tmp_path / f"{name}.png").stat().st_size > 5_000
+
+
+def test_latent(tmp_path: Path) -> None:
+    """A piece of the slice and too few calls to say which sampler is best."""
+    command = [sys.executable, str(ROOT / "examples" / "latent.py"), "--out", str(tmp_path),
+               "--calls", "24", "--samples", "1", "--crop", "48"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "latent.txt").read_text()
+    assert table == done.stdout
+    for name in ("autoencoder", "latent_dps", "psld", "stsl, no trace", "stsl, fresh start", "dds"):
+        found = [line for line in table.splitlines() if line.startswith(name)]
+        assert len(found) == 2  # both problems
+        assert all(8 < float(line[34:].split()[0]) < 45 for line in found)
+    for name in ("inpainting", "blur"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 5_000
+
+
+@pytest.mark.skipif(not TOOTH.exists(), reason="the tooth is not distributed with recon")
+def test_tooth(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "examples" / "tooth.py"), str(TOOTH), "--out",
+               str(tmp_path), "--bins", "80", "--iterations", "40"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    (axis,) = (line.split() for line in done.stdout.splitlines() if line.startswith("axis"))
+    opposite, sharp = float(axis[3]), float(axis[7])
+    assert opposite == pytest.approx(296 / 8 - 7 / 16, abs=0.2)  # as TomoPy's page has it
+    assert sharp == pytest.approx(opposite, abs=0.3)
+    misfits = [float(line.split()[-1]) for line in done.stdout.splitlines() if "misfit" in line]
+    fbp_all, tv_all, fbp_few, tv_few = misfits
+    assert tv_all < fbp_all
+    assert tv_few < fbp_few
+    assert (tmp_path / "tooth.png").stat().st_size > 10_000
 
 
 def test_the_demonstration_beats_the_classical_methods(tmp_path: Path) -> None:

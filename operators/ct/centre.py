@@ -14,8 +14,7 @@ from recon.operators.ct.fbp import filtered_back
 from recon.operators.ct.planar import PlanarCT, angles_of
 from recon.operators.ct.redundancy import scanned
 
-# Side of the image that is judged, and the part of the detector's frequencies in it: noise, which
-# adds to magnitudes whatever the axis, lies above.
+# Side of the image that is judged, and the part of the detector's frequencies in it.
 _SIZE, _CUTOFF = 128, 0.3
 # Part of the detector that must overlap with itself mirrored.
 _OVERLAP = 0.25
@@ -80,12 +79,11 @@ def offset_by_centroids(y: Tensor, angles: Tensor) -> float:
 
 
 def offset_by_sharpness(y: Tensor, operator: PlanarCT, *, within: float = 20.0) -> float:
-    """``detector_offset`` at which the filtered back-projection is least blurred.
+    """``detector_offset`` at which the filtered back-projection is sharpest.
 
-    The least sum of magnitudes (Donath et al. 2006, J. Opt. Soc. Am. A 23(5), 1048): the sum of the
-    image is given by the data, and an axis in the wrong place adds as much below zero as above.
-    For fans, and projections that are cut off; of an object that is mostly above zero, over half a
-    turn at least (the streaks of a limited angle hide what is looked for).
+    The greatest sum of squares over the squared sum: what is blurred, or doubled, has less. For
+    fans, and projections that are cut off; over half a turn at least, for the streaks of a limited
+    angle hide what is looked for. The image is smoothed, for noise has the same energy everywhere.
 
     Parameters
     ----------
@@ -106,7 +104,8 @@ def offset_by_sharpness(y: Tensor, operator: PlanarCT, *, within: float = 20.0) 
 
     def blur(offset: float) -> float:
         here = dataclasses.replace(geometry, offset=offset, pixel=coarse)
-        return float(filtered_back(views, here, (_SIZE, _SIZE), "hann", _CUTOFF).abs().sum())
+        image = filtered_back(views, here, (_SIZE, _SIZE), "hann", _CUTOFF).double()
+        return -float(image.square().sum() / image.sum().square())
 
     step = min(1.0, within)
     tried = geometry.offset + np.arange(-within, within + step / 2, step)
