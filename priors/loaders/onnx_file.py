@@ -72,7 +72,7 @@ class _Run(torch.autograd.Function):
             times = times.round()
         if one_time:
             made = [session.run(None, {names[0]: images[i : i + 1].astype(kinds[0]),
-                                       names[1]: times[i].astype(kinds[1])})[0]
+                                       names[1]: np.asarray(times[i], kinds[1])})[0]
                     for i in range(len(images))]
             out = np.concatenate(made)
         else:

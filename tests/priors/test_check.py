@@ -3,6 +3,9 @@
 import functools
 import itertools
 import math
+import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -87,7 +90,7 @@ def made(schedule: Any, predicts: Any, *, network: str = "", value_range: Any = 
                         predicts=predicts, schedule=told or schedule, value_range=value_range)
 
 
-RIGHT = {
+RIGHT: dict[str, Callable[[], Prior]] = {
     "eps": lambda: made(LINEAR, "eps"),
     "score": lambda: made(VarianceExploding(0.01, 300.0), "score"),
     "x0": lambda: made(LINEAR, "x0"),
@@ -96,7 +99,7 @@ RIGHT = {
     "values from 0 to 1": lambda: made(LINEAR, "eps", value_range=(0, 1), scale=1.0, shift=0.0),
     "two channels": lambda: made(LINEAR, "eps", channels=2),
 }
-WRONG = {
+WRONG: dict[str, tuple[Callable[[], Prior], set[str]]] = {
     "[-1, 1] taken for [0, 1]": (lambda: made(LINEAR, "eps", value_range=(0, 1)), {"range"}),
     "[0, 1] taken for [-1, 1]": (lambda: made(LINEAR, "eps", scale=1.0, shift=0.0), {"range"}),
     "the noise with the sign of a score": (lambda: made(LINEAR, "eps", network="-eps"), {"sign"}),
@@ -286,3 +289,21 @@ def test_index_and_scale_of_the_linear_schedule() -> None:
     assert float(seen[1]) == pytest.approx(980, abs=1e-2)
     assert float(seen[0].mean()) == pytest.approx(math.sqrt(abar), rel=1e-4)
     assert abar == pytest.approx(5.9e-5, rel=0.02)
+
+
+def test_the_adapters_of_the_documentation(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "priors.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python adapter\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2
+    assert len(blocks[0].strip().splitlines()) <= 12
+    space: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, "priors.md", "exec"), space)
+    prior = space["prior"]
+    assert (prior.channels, prior.is_complex) == (1, True)
+    # by hand: values from -2 to 2 are twice the images
+    x, sigma = torch.randn(1, 1, 8, 8, dtype=torch.complex64), 0.3
+    abar = 1 / (1 + (2 * sigma) ** 2)
+    want = (2 * x - 2 * sigma * 0.1 * math.sqrt(abar) * 2 * x) / 2
+    assert torch.allclose(prior(x, sigma), want, atol=1e-6)
+    assert "noise found (1 is right)" in capsys.readouterr().out
