@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import itertools
 import math
 import pickle
 from collections.abc import Callable
@@ -250,7 +251,7 @@ def check_sphere_order(make: Callable[[int], ConeBeamCT]) -> None:
         A = make(n)
         want = chords(A, *SPHERE)
         errors.append(float((A(ball(n, *SPHERE).double()) - want).norm() / want.norm()))
-    orders = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+    orders = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
     assert errors[-1] < 2.4e-2, errors
     assert min(orders) > 0.8, (errors, orders)
 
@@ -351,7 +352,7 @@ def test_half_precision_is_multiplied_in_float32() -> None:
 
 
 def test_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     A = GEOMETRIES["even"]()
     assert not A.compiled(torch.device("cpu"))
     close(A(randn(1, 8, 8, 8)), GEOMETRIES["even"](backend="torch")(randn(1, 8, 8, 8)), 1e-7)
