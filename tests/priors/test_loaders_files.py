@@ -159,18 +159,27 @@ def write(path: Path, held: Any) -> Path:
 def test_round_trip(layout: str, tmp_path: Path) -> None:
     hold, words, denoise, seed = LAYOUTS[layout]
     prior = load(write(tmp_path / "x.pt", hold()), **words)
-    x, sigma = noise(2, 1, 16, 16), torch.tensor(0.7)
-    want = torch.cat([denoise(a[None], sigma[None], seed) for a in x])
+    x, sigma = noise(1, 1, 16, 16), torch.tensor([0.7])
+    want = denoise(x, sigma, seed)
     got = prior(x, sigma)
     assert torch.allclose(got, want, rtol=1e-4, atol=1e-5)
-    raw = torch.cat([denoise(a[None], sigma[None], 1 - seed) for a in x])
+    raw = denoise(x, sigma, 1 - seed)
     assert not torch.allclose(got, raw, rtol=1e-2, atol=1e-2)
     assert (prior.channels, prior.is_complex, prior.training) == (1, False, False)
     assert not any(p.requires_grad for p in prior.parameters())
+
+
+def test_precision_batches_and_dtypes(tmp_path: Path) -> None:
+    path, words = write(tmp_path / "x.pt", edm_state()), IN_01 | {"sigma_data": 0.5}
+    x, sigma = noise(3, 1, 16, 16), torch.tensor([0.1, 0.7, 5.0])
+    prior = load(path, **words)
+    want = prior(x, sigma)
+    assert torch.allclose(want[1:2], after_edm(x[1:2], sigma[1:2], RAW), atol=1e-5)
     assert prior(x.double(), sigma).dtype == torch.float64
-    half = load(tmp_path / "x.pt", precision=torch.bfloat16, max_batch=1, **words)
+    half = load(path, precision=torch.bfloat16, max_batch=1, **words)
     assert half.max_batch == 1
-    assert float((half(x, sigma) - want).abs().max() / want.abs().max()) < 0.1
+    assert 1e-5 < float((half(x, sigma) - want).abs().max() / want.abs().max()) < 0.1
+    assert (prior.sigma_min, prior.sigma_max) == (0.002, 80.0)
 
 
 def test_other_files_of_the_same_tensors(tmp_path: Path) -> None:
