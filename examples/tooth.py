@@ -40,14 +40,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("tooth"))
     parser.add_argument("--row", type=int, default=0, help="of the detector")
     parser.add_argument("--bins", type=int, default=320, help="640 averaged to so many")
-    parser.add_argument("--weight", type=float, default=2e-4, help="of TV with all views; fewer have more")
+    parser.add_argument("--weight", type=float, default=2e-4,
+                        help="of TV with all views; fewer have more")
     parser.add_argument("--iterations", type=int, default=100)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 
     raw, flat, dark, angles = readings(args.file, args.row)
     together = raw.shape[-1] // args.bins  # bins averaged, before the logarithm
-    raw, flat, dark = (t.unflatten(-1, (args.bins, together)).mean(-1) for t in (raw, flat, dark))
+    raw, flat, dark = (t.view(-1, args.bins, together).mean(-1) for t in (raw, flat, dark))
     through = ct.flat_field(raw, flat, dark)
     gain = ct.readings_per_photon(flat, dark)
     photons = (flat.mean(0) - dark.mean(0)) / gain

@@ -82,7 +82,7 @@ def whitened(y: Tensor, operator: LinearOperator, noise_std: Tensor) -> Whitened
                          f"{float(std[~(std > 0)][0])} at {int((~(std > 0)).sum())} numbers")
     try:
         std = std.to(y.dtype.to_real()).expand(*std.shape[:-ndim], *operator.range.shape)
-        torch.broadcast_shapes(std.shape[:-ndim], y.shape[:-ndim])
+        torch.broadcast_to(std, y.shape)
     except RuntimeError:
         raise ValueError(f"whitened: noise_std {tuple(noise_std.shape)} does not fit y, "
                          f"{tuple(y.shape)}") from None

@@ -81,9 +81,11 @@ def offset_by_centroids(y: Tensor, angles: Tensor) -> float:
 def offset_by_sharpness(y: Tensor, operator: PlanarCT, *, within: float = 20.0) -> float:
     """``detector_offset`` at which the filtered back-projection is sharpest.
 
-    The greatest sum of squares over the squared sum: what is blurred, or doubled, has less. For
-    fans, and projections that are cut off; over half a turn at least, for the streaks of a limited
-    angle hide what is looked for. The image is smoothed, for noise has the same energy everywhere.
+    Over half a turn a wrong axis adds arcs below zero, and the image with the least sum of
+    magnitudes over its sum is taken (Donath et al. 2006, J. Opt. Soc. Am. A 23(5), 1048). Over a
+    full turn everything is doubled symmetrically: the greatest sum of squares over the squared sum
+    is taken. For fans, and projections that are cut off; not for less than half a turn, whose
+    streaks hide what is looked for. The image is smoothed, for noise is the same everywhere.
 
     Parameters
     ----------
@@ -101,11 +103,14 @@ def offset_by_sharpness(y: Tensor, operator: PlanarCT, *, within: float = 20.0) 
     geometry, (_, rows, columns) = operator.geometry, operator.domain.shape
     coarse = (rows / _SIZE * geometry.pixel[0], columns / _SIZE * geometry.pixel[1])
     views = y.detach().reshape(-1, *y.shape[-2:])
+    closed = scanned(geometry.angles, 2 * math.pi).closed
 
     def blur(offset: float) -> float:
         here = dataclasses.replace(geometry, offset=offset, pixel=coarse)
         image = filtered_back(views, here, (_SIZE, _SIZE), "hann", _CUTOFF).double()
-        return -float(image.square().sum() / image.sum().square())
+        if closed:
+            return -float(image.square().sum() / image.sum().square())
+        return float(image.abs().sum() / image.sum().abs())
 
     step = min(1.0, within)
     tried = geometry.offset + np.arange(-within, within + step / 2, step)

@@ -137,10 +137,10 @@ def _stepped(normal: Tensor, offset: Tensor, shape: tuple[int, int], pixel: tupl
     weight = torch.stack([1 - fraction, fraction], -1) * length[..., None]
     keep = (taps >= 0) & (taps < limit) & (weight > _NEGLIGIBLE)
     step = step[:, None]
-    pixel = step * columns + taps if along_rows else taps * columns + step
+    place = step * columns + taps if along_rows else taps * columns + step
     start = torch.zeros(len(normal) + 1, dtype=torch.int64)
     torch.cumsum(keep.sum((1, 2)), 0, out=start[1:])
-    return Rows(start, pixel[keep].to(torch.int32), weight[keep])
+    return Rows(start, place[keep].to(torch.int32), weight[keep])
 
 
 class SparsePair(nn.Module):

@@ -4,6 +4,7 @@ Ellipses are (density, centre X and Y, half axes, rotation), in units of half th
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ def integrals(body: Body, n: int, angles: Tensor, detectors: int) -> Tensor:
     return torch.from_numpy(total * (n / 2) ** 2).float().unsqueeze(0)
 
 
-def fan_lines(angles: Tensor, source: float, detector: float, places: Array,
+def fan_lines(angles: Tensor, source: float, detector: float, places: NDArray[np.floating[Any]],
               curved: bool) -> tuple[Array, Array]:
     """Normals' angles and distances of lines from the source to places along the detector."""
     t = angles.numpy()[:, None]

@@ -84,7 +84,7 @@ def test_centroids_of_any_angles() -> None:
             check_axis(fault, LIMITED, 0.3)
 
 
-def test_sharpness_of_a_fan() -> None:
+def test_sharpness() -> None:
     turn = over(2 * math.pi, 40)
     true, start = (FanBeamCT(64, turn, 200.0, 0.0, BINS, offset, method="gather")
                    for offset in (-1.4, 0.0))
@@ -93,6 +93,9 @@ def test_sharpness_of_a_fan() -> None:
     for y, right in ((seen, True), (seen.flip(-1), False)):
         found = offset_by_sharpness(y, start, within=2.0)
         assert (abs(found + 1.4) < 0.25) == right
+    half = ParallelBeamCT(64, HALF, BINS, method="gather")
+    assert offset_by_sharpness(measured(HALF, 1.3)[None], half, within=2.0) == pytest.approx(
+        1.3, abs=0.25)
 
 
 def test_refusals() -> None:

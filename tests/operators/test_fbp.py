@@ -62,20 +62,27 @@ SCANS: dict[str, Callable[[], PlanarCT]] = {
     "half detector": lambda: ParallelBeamCT(N, over(2 * math.pi), 64, 24.0, method="gather"),
     "in millimetres": lambda: ParallelBeamCT(N, over(math.pi), pixel_size=0.3, method="gather"),
 }
-for curved in (False, True):
-    kind = {"curved": curved, "method": "gather"}
-    name = "curved fan" if curved else "flat fan"
-    SCANS |= {
-        f"{name}, full": lambda k=kind: FanBeamCT(N, over(2 * math.pi), FAR, 60.0, **k),
-        f"{name}, short": lambda k=kind: FanBeamCT(N, over(math.pi + 2 * FAN) + 2, FAR, **k),
-        f"{name}, longer": lambda k=kind: FanBeamCT(N, over(1.7 * math.pi), FAR, **k),
-        f"{name}, quarter": lambda k=kind: FanBeamCT(N, over(2 * math.pi), FAR, 60.0,
-                                                     detector_offset=0.25, **k),
-        f"{name}, half detector": lambda k=kind: FanBeamCT(N, over(2 * math.pi), FAR, 60.0, 72,
-                                                           -24.0, **k),
-        f"{name}, millimetres": lambda k=kind: FanBeamCT(N, over(2 * math.pi), 0.3 * FAR, 9.0,
-                                                         pixel_size=0.3, **k),
+
+
+def fans(curved: bool) -> dict[str, Callable[[], PlanarCT]]:
+    def fan(turn: float, near: float = 0.0, detectors: int | None = None, offset: float = 0.0,
+            start: float = 0.0, pixel: float = 1.0) -> PlanarCT:
+        return FanBeamCT(N, over(turn) + start, pixel * FAR, pixel * near, detectors, offset, pixel,
+                         curved=curved, method="gather")
+
+    full = 2 * math.pi
+    made: dict[str, Callable[[], PlanarCT]] = {
+        "full": lambda: fan(full, 60.0),
+        "short": lambda: fan(math.pi + 2 * FAN, start=2),
+        "longer": lambda: fan(1.7 * math.pi),
+        "quarter": lambda: fan(full, 60.0, offset=0.25),
+        "half detector": lambda: fan(full, 60.0, 72, -24.0),
+        "millimetres": lambda: fan(full, 30.0, pixel=0.3),
     }
+    return {f"{'curved' if curved else 'flat'} fan, {name}": A for name, A in made.items()}
+
+
+SCANS |= fans(False) | fans(True)
 
 
 def check_disc(method: Method, A: PlanarCT) -> None:
