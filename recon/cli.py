@@ -347,6 +347,6 @@ def main() -> None:
         if isinstance(error, OSError) and error.filename is not None:
             told = f"{Path(error.filename).name}: {error.strerror}"
         told = " ".join(told.split()).replace("overwrite=True", "--overwrite")
-        told = told.replace("skip_bad=True", "--skip-bad")
+        told = told.replace("skip_bad=True", "--skip-bad").replace("change=True", "--change")
         typer.echo(f"recon: {told}", err=True)
         sys.exit(2)

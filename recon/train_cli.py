@@ -32,6 +32,11 @@ def train(
         min=0, max=1, help="part of the planes that is turned, stretched and bent")] = 0.5,
     recolour: Annotated[float, typer.Option(
         min=0, max=1, help="part of the planes whose contrast is changed")] = 0.5,
+    margin: Annotated[float, typer.Option(
+        min=0, max=1, help="part of the planes that get more air around them, where they end in "
+                           "air")] = 0.3,
+    air: Annotated[float, typer.Option(
+        min=0, max=1, help="part of the nearly empty examples that is kept")] = 0.1,
     crop: Annotated[int, typer.Option(min=16, help="pixels along the side of an example")] = 96,
     batch: Annotated[int, typer.Option(min=1, help="examples a step")] = 8,
     widths: Annotated[str, typer.Option(
@@ -48,6 +53,9 @@ def train(
         min=1, help="steps between held-out checks; a kill loses those since the last")] = 100,
     previews: Annotated[int, typer.Option(min=1, help="steps between pictures")] = 1000,
     workers: Annotated[int, typer.Option(min=0, help="processes that make examples")] = 0,
+    change: Annotated[bool, typer.Option(
+        "--change", help="go on with a run that was begun with other settings or images; the card "
+                         "lists both")] = False,
     subjects: Annotated[int | None, typer.Option(
         min=1, help="people trained on, for the card; by default one a file")] = None,
     list_files: Annotated[bool, typer.Option(
@@ -70,13 +78,14 @@ def train(
         raise ValueError(f"--precision wants float32 or bfloat16, got {precision!r}")
     settings = Settings(
         unit=unit, window_hu=_span("window", window), phase=phase, pixel_mm=_span("pixel", pixel),
-        thickness_mm=_span("thickness", thickness), warp=warp, recolour=recolour, crop=crop,
-        batch=batch, widths=_numbers("widths", widths, int), blocks=blocks, steps=steps, rate=rate,
-        decay=decay, seed=seed, every=every, previews=previews, workers=workers,
-        device=_device(device), precision=getattr(torch, precision), subjects=subjects,
-        list_files=list_files,
+        thickness_mm=_span("thickness", thickness), warp=warp, recolour=recolour, margin=margin,
+        air=air, crop=crop, batch=batch, widths=_numbers("widths", widths, int), blocks=blocks,
+        steps=steps, rate=rate, decay=decay, seed=seed, every=every, previews=previews,
+        workers=workers, device=_device(device), precision=getattr(torch, precision),
+        subjects=subjects, list_files=list_files,
     )
-    run(folder, out, validate, settings, name=name, minutes=minutes, say=typer.echo)
+    run(folder, out, validate, settings, name=name, minutes=minutes, change=change,
+        say=typer.echo)
 
 
 def _span(option: str, text: str) -> tuple[float, float]:

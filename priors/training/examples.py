@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import grid_sample, interpolate
+from torch.nn.functional import grid_sample, interpolate, pad
 
 WATER = (0.42, 0.75)  # images in HU: water, in units of the prior
 PEAK = (0.5, 1.15)  # others: the 99.5 % quantile of a plane
@@ -30,7 +30,9 @@ class Look(NamedTuple):
     ``pixel_mm`` and ``thickness_mm`` are ranges; pixels are never made smaller than they are, and
     without a spacing they count in pixels. ``warp`` is the part of the planes that is turned,
     stretched and bent; ``recolour`` the part whose contrast changes; ``phase`` makes real images
-    complex with a smooth phase.
+    complex with a smooth phase. ``margin`` is the part of the planes that get more air around them
+    where they end in air, ``air`` the part of the nearly empty crops that is kept: images seen in
+    wide fields of view are mostly air.
     """
 
     crop: int = 96
@@ -39,6 +41,8 @@ class Look(NamedTuple):
     warp: float = 0.5
     recolour: float = 0.5
     phase: bool = False
+    margin: float = 0.0
+    air: float = 0.02
 
 
 class Draw:
@@ -93,7 +97,17 @@ def crops(stack: Stack, look: Look, draw: Draw) -> list[Tensor]:
         image = recoloured(image, draw) if draw.chance(look.recolour) else image
         peak = torch.quantile(image.abs().flatten()[::7], 0.995).clamp(min=0.05)
         image = image / peak * draw.uniform(*PEAK)
+    if look.margin and draw.chance(look.margin):
+        image = with_margin(image, look.crop // 2)
     return [crop(image, look, draw) for _ in range(2)]
+
+
+def with_margin(image: Tensor, width: int) -> Tensor:
+    """Zeros along the sides whose edge is air already, less than a tenth on average."""
+    left, right, top, bottom = (
+        width if float(edge.abs().mean()) < 0.1 else 0
+        for edge in (image[:, 0], image[:, -1], image[0], image[-1]))
+    return pad(image, [left, right, top, bottom])
 
 
 def plane(stack: Stack, look: Look, draw: Draw) -> tuple[Tensor, float]:
@@ -192,7 +206,7 @@ def crop(image: Tensor, look: Look, draw: Draw) -> Tensor:
     for _ in range(6):
         row, column = (draw.below(side - n + 1) for side in image.shape)
         cut = image[row : row + n, column : column + n]
-        if cut.abs().mean() > 0.08 or draw.chance(0.02):
+        if cut.abs().mean() > 0.08 or draw.chance(look.air):
             break
     if draw.chance(0.5):
         cut = cut.T

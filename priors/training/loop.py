@@ -1,6 +1,7 @@
 """The training loop: steps that depend on their number alone, and a state that survives a kill."""
 
 import math
+import pickle
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,15 +61,20 @@ class Training:
     about
         What the examples are made of, for instance names and options: JSON-like. A run in
         ``folder`` that was begun with others is refused.
+    change
+        Go on with other settings or images all the same; ``history`` says since when. The network
+        stays what it is.
     """
 
     def __init__(self, folder: Path, recipe: Recipe, examples: Examples, *,
                  about: dict[str, Any], device: str = "cpu",
-                 precision: torch.dtype = torch.float32) -> None:
+                 precision: torch.dtype = torch.float32, change: bool = False) -> None:
         self.folder, self.recipe, self.examples = folder, recipe, examples
         self.about, self.device = about, torch.device(device)
         self.step = self.begun_at = 0
-        kept = self._kept()
+        self.history: list[dict[str, Any]] = []
+        """What was trained with before, each with the step it was left at."""
+        kept = self._kept(change)
         self.sigma_data = kept["sigma_data"] if kept else rms(examples)
         torch.manual_seed(recipe.seed)  # of the first weights
         channels = 2 if recipe.is_complex else 1
@@ -108,11 +114,11 @@ class Training:
             self.step = step + 1
             late = time.monotonic() - began > seconds
             if self.step % every == 0 or self.step == last or late:
-                self.write()
                 loss = float(torch.stack(losses).mean())
-                if not math.isfinite(loss):
-                    raise FloatingPointError(f"the loss is {loss} by step {self.step}: start again "
-                                             "with a lower rate")
+                if not math.isfinite(loss):  # the last state is of before
+                    raise ValueError(f"the loss is {loss} by step {self.step}: take a lower rate, "
+                                     "in a new folder")
+                self.write()
                 say(Check(self.step, loss, self.rate(step),
                           self.checked(held_out), time.monotonic() - began))
                 losses = []
@@ -149,28 +155,41 @@ class Training:
 
     def write(self) -> None:
         """Replace the state by today's, whole or not at all."""
-        state = {"recipe": self.recipe._asdict(), "about": self.about, "step": self.step,
+        state = {"recipe": self.recipe._asdict(), "about": self.about, "history": self.history,
+                 "step": self.step,
                  "sigma_data": self.sigma_data, "network": self.network.state_dict(),
                  "average": self.average.state_dict(), "optimiser": self.optimiser.state_dict()}
         part = self.folder / (STATE + ".part")
         torch.save(state, part)
         part.replace(self.folder / STATE)
 
-    def _kept(self) -> dict[str, Any] | None:
+    def _kept(self, change: bool) -> dict[str, Any] | None:
         path = self.folder / STATE
         if not path.exists():
             return None
-        state: dict[str, Any] = torch.load(path, weights_only=True, map_location=self.device)
-        theirs, mine = dict(state["recipe"]), self.recipe._asdict()
+        try:  # tensors and plain values only: nothing in it is executed
+            state: dict[str, Any] = torch.load(path, weights_only=True, map_location=self.device)
+            theirs, mine = dict(state["recipe"]), self.recipe._asdict()
+        except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError,
+                ValueError) as error:
+            raise ValueError(f"{STATE} in {self.folder.name} is damaged or no state of a training: "
+                             "take another folder") from error
+        fixed = [k for k in ("is_complex", "widths", "blocks") if _plain(theirs[k]) !=
+                 _plain(mine[k])]
         begun = state["step"] > (1 - theirs["decay"]) * theirs["steps"]
         free = () if begun else ("steps", "decay")
         odd = [k for k in mine if k not in free and _plain(theirs.get(k)) != _plain(mine[k])]
         theirs, mine = state["about"], self.about
         odd += [k for k in sorted(theirs.keys() | mine.keys())
                 if _plain(theirs.get(k)) != _plain(mine.get(k))]
-        if odd:
+        if odd and (fixed or not change):
             raise ValueError(f"{self.folder.name} holds a run begun with other settings "
-                             f"({', '.join(odd)}): give those, or another folder")
+                             f"({', '.join(odd)}): give those, or another folder, or go on with "
+                             "change=True")
+        self.history = list(state.get("history", []))
+        if odd:
+            self.history.append({"step": state["step"], "recipe": state["recipe"],
+                                 "about": state["about"]})
         return state
 
 

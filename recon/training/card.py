@@ -36,6 +36,9 @@ def card_of(training: Training, stacks: Sequence[Stack], others: Sequence[Stack]
                              for sigma, p in zip(CHECKED, psnr, strict=True)},
         "made_with": f"recon {recon.__version__}, torch {torch.__version__}",
     }
+    if training.history:
+        card["before"] = [{"until_step": past["step"], **past["recipe"], **past["about"]["look"],
+                           "batch": past["about"]["batch"]} for past in training.history]
     if s.list_files:
         card["trained_on"]["names"] = [stack.name for stack in stacks]
         card["held_out"]["names"] = [stack.name for stack in others]
@@ -49,6 +52,14 @@ def _units(in_hu: bool, window: tuple[float, float]) -> str:
                 "the scale")
     return (f"the 99.5 % quantile of a plane's magnitude is drawn from {PEAK[0]:g} to "
             f"{PEAK[1]:g}; recon.reconstruct finds the scale")
+
+
+def _told(value: Any) -> str:
+    return " to ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def write_card(path: Path, name: str, card: dict[str, Any]) -> None:
@@ -69,8 +80,13 @@ def write_card(path: Path, name: str, card: dict[str, Any]) -> None:
     lines += ["", f"**Units.** {card['units']}.", "",
               f"**Training.** {card['steps']:,} steps{unfinished}, {card['examples']:,} examples, "
               f"{card['precision']}, {card['made_with']}. Settings:", ""]
-    lines += [f"- {key}: {' to '.join(map(str, v)) if isinstance(v, (tuple, list)) else v}"
-              for key, v in s.items() if key not in ("widths", "blocks")]
+    lines += [f"- {key}: {_told(value)}" for key, value in s.items()
+              if key not in ("widths", "blocks")]
+    for past in card.get("before", []):
+        other = {k: v for k, v in past.items() if k in s and _plain(v) != _plain(s[k])}
+        lines += ["", f"Until step {past['until_step']:,}, with other images or with "
+                  + (", ".join(f"{k} {_told(v)}" for k, v in other.items()) or "the same settings")
+                  + "."]
     lines += ["", "**Held-out denoising**, PSNR in dB with peak one, error per real number:", "",
               "| sigma | " + " | ".join(card["held_out_psnr_db"]) + " | mean |",
               "|---" * (len(card["held_out_psnr_db"]) + 2) + "|",

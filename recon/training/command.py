@@ -27,6 +27,8 @@ class Settings(NamedTuple):
     thickness_mm: tuple[float, float] = (1.0, 5.0)
     warp: float = 0.5
     recolour: float = 0.5
+    margin: float = 0.3
+    air: float = 0.1
     crop: int = 96
     batch: int = 8
     widths: tuple[int, ...] = (32, 64, 128, 256)
@@ -45,14 +47,16 @@ class Settings(NamedTuple):
 
 
 def train(folder: Path, out: Path, validate: Path, settings: Settings, *, name: str | None = None,
-          minutes: float | None = None, say: Callable[[str], None] = print) -> Path:
+          minutes: float | None = None, change: bool = False,
+          say: Callable[[str], None] = print) -> Path:
     """Train a prior on a folder's images, or go on with it; returns the path of its weights.
 
     ``out`` gets ``state.pt`` (what to go on from, written every ``every`` steps),
     ``log.txt``, ``preview_STEP.png``, and at the end or after ``minutes`` ``NAME.safetensors`` for
     ``priors.load`` and its card ``NAME.md``; the name is the folder's where none is given. A run
     killed and started again ends with the very weights of one that was not. ``validate``, other
-    people's images, is never trained on.
+    people's images, is never trained on. With ``change`` a run goes on with other settings or
+    images than it was begun with; the card then lists what came before.
 
     Raises
     ------
@@ -73,7 +77,7 @@ def train(folder: Path, out: Path, validate: Path, settings: Settings, *, name: 
     say("training:")
     stacks = read(folder, leave_out=[validate])
     check_stacks(stacks, others, settings)
-    look = Look(s.crop, s.pixel_mm, s.thickness_mm, s.warp, s.recolour, s.phase)
+    look = Look(s.crop, s.pixel_mm, s.thickness_mm, s.warp, s.recolour, s.phase, s.margin, s.air)
     is_complex = s.phase or stacks[0].values.is_complex()
     recipe = Recipe(is_complex, s.steps, s.widths, s.blocks, s.rate, s.decay, s.seed)
     about = {"train": {stack.name: fingerprint(stack) for stack in stacks}, "batch": s.batch,
@@ -81,7 +85,7 @@ def train(folder: Path, out: Path, validate: Path, settings: Settings, *, name: 
     held_out = held_out_images(others, phase=s.phase)
     out.mkdir(parents=True, exist_ok=True)
     training = Training(out, recipe, functools.partial(batch, stacks, look, s.batch, s.seed),
-                        about=about, device=s.device, precision=s.precision)
+                        about=about, device=s.device, precision=s.precision, change=change)
     if training.step:
         say(f"going on from step {training.step}")
     say(f"{sum(p.numel() for p in training.network.parameters()):,} weights, images "
@@ -127,7 +131,8 @@ def check_settings(s: Settings, minutes: float | None = None) -> None:
     for name, (low, high) in [("pixel_mm", s.pixel_mm), ("thickness_mm", s.thickness_mm)]:
         if not 0 < low <= high < math.inf:
             raise ValueError(f"{name} wants two numbers, 0 < first <= second, got {low}, {high}")
-    for name, part in [("warp", s.warp), ("recolour", s.recolour)]:
+    for name, part in [("warp", s.warp), ("recolour", s.recolour), ("margin", s.margin),
+                       ("air", s.air)]:
         if not 0 <= part <= 1:
             raise ValueError(f"{name} wants a part of the examples, 0 to 1, got {part}")
     if not 0 < s.rate < 1:
