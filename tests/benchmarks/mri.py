@@ -1,26 +1,32 @@
-"""Time CartesianMRI and espirit: ``python tests/benchmarks/mri.py``.
+"""Time MRI's operators and coil maps: ``python tests/benchmarks/mri.py --threads 1 --clock cpu``.
 
 SENSE's ``A^H A`` with 8 coils of 256 x 256 and every fourth column on average, against the two
 bare Fourier transforms along a row that it cannot do without (item by item, into buffers) and
-against deepinv's ``MultiCoilMRI``; then coil maps from 24 x 24 samples against ``bart ecalib``
-where that is installed. complex64, one process. The competitors take turns, call by call, so that
-other work on the machine slows all of them; each time is a median, and the ratio is what counts.
-Where other work fills the machine, ``--threads 1 --clock cpu`` counts our own time only.
-glibc's allocator is set so that temporaries above 32 MiB are not mapped and faulted in on every
-call, which would cost the peer several times its time and us nothing.
+against deepinv, SigPy and mrpro; the non-uniform transform of 64 spokes of 512 samples and 8 coils
+against finufft at 1e-4 and torchkbnufft by its defaults, with the error of each; coil maps from
+24 x 24 samples against SigPy and ``bart ecalib``. complex64, one process. What is not installed is
+named. The competitors take turns, call by call, so that other work on the machine slows all of
+them; each time is a median, and the ratio is what counts. Where other work fills the machine,
+``--threads 1 --clock cpu`` counts our own time only, and that of BART's processes. glibc's
+allocator is set so that temporaries above 32 MiB are not mapped and faulted in on every call, which
+would cost the peers several times their time and us nothing.
 """
 
 import argparse
+import importlib.util
 import math
 import os
+import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "1000000000",
@@ -30,6 +36,19 @@ ALLOCATOR = {
 
 
 Clock = Callable[[], float]
+
+
+def cpu() -> float:
+    """Seconds this process and those it waited for have computed."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def present(package: str) -> bool:
+    found = importlib.util.find_spec(package) is not None
+    if not found:
+        print(f"{package + ' is not installed':<34}")
+    return found
 
 
 def interleaved(calls: list[Callable[[], object]], rounds: int, clock: Clock) -> list[float]:
@@ -92,7 +111,103 @@ def sense(rounds: int, clock: Clock) -> None:
         line("A^H A, deepinv / ours", items, fast, slow, slow / fast, ">= 4", slow / fast >= 4)
 
 
-def coil_maps(rounds: int) -> None:
+def sense_of_peers(rounds: int, clock: Clock) -> None:
+    """One image at a time, as SigPy has it."""
+    import torch
+
+    from recon.operators.mri import CartesianMRI, masks
+
+    coils, size = 8, 256
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(coils, size, size, dtype=torch.complex64, generator=generator)
+    mask = masks.random(size, center_fraction=0.08, acceleration=4, seed=0)
+    A = CartesianMRI((size, size), mask, maps)
+    x = A.domain.randn(generator=generator)
+    peers: dict[str, Callable[[], torch.Tensor]] = {}
+    if present("sigpy"):
+        import sigpy.mri
+
+        linop = sigpy.mri.linop.Sense(
+            maps.numpy(), weights=mask.expand(size, size).float().numpy())
+        image = x[0].numpy()
+        peers["sigpy"] = lambda: torch.from_numpy(linop.H * (linop * image))
+    if present("mrpro"):
+        from mrpro.operators import FastFourierOp, SensitivityOp
+
+        kept = mask.float()
+        coil, fourier = SensitivityOp(maps[None, :, None]), FastFourierOp(dim=(-2, -1))
+
+        def mrpro() -> torch.Tensor:
+            k = fourier(*coil(x[None, None]))[0] * kept
+            pulled: torch.Tensor = coil.adjoint(*fourier.adjoint(k * kept))[0]
+            return pulled[0, 0, 0]
+
+        peers["mrpro"] = mrpro
+    for name, peer in peers.items():
+        error = float((peer() - A.normal(x)[0]).norm() / A.normal(x).norm())
+        if not error < 1e-5:
+            raise RuntimeError(f"{name} computes something else: {error:.1e} apart")
+        fast, slow = interleaved([lambda: A.normal(x), peer], rounds, clock)
+        line(f"A^H A, {name} / ours", 1, fast, slow, slow / fast, ">= 3", slow / fast >= 3)
+
+
+def nufft(rounds: int, clock: Clock) -> None:
+    import torch
+
+    from recon.operators.mri import NonCartesianMRI, trajectories
+
+    coils, size = 8, 256
+    k = trajectories.radial(size, 64).view(-1, 2)
+    A = NonCartesianMRI((size, size), k, tolerance=2.5e-4)
+    generator = torch.Generator().manual_seed(0)
+    x = A.domain.randn(coils, generator=generator)
+    y = A.range.randn(coils, generator=generator)
+    omega = 2 * math.pi * k.T.contiguous() / size
+    transforms: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+        "ours": (lambda: A(x)[:, 0], lambda: A.adjoint(y)[:, 0])}
+    if present("finufft"):
+        import finufft
+
+        images, samples = x[:, 0].numpy(), y[:, 0].numpy()
+        plans = []
+        for kind, sign in ((2, -1), (1, 1)):
+            plan = finufft.Plan(kind, (size, size), n_trans=coils, eps=1e-4, isign=sign,
+                                dtype="complex64", nthreads=torch.get_num_threads())
+            plan.setpts(*(w.numpy() for w in omega))
+            plans.append(plan)
+        transforms["finufft"] = (lambda: plans[0].execute(images) / size,
+                                 lambda: plans[1].execute(samples) / size)
+    if present("torchkbnufft"):
+        warnings.filterwarnings("ignore")  # of sparse tensors and integer types
+        import torchkbnufft
+
+        there = torchkbnufft.KbNufft((size, size))
+        back = torchkbnufft.KbNufftAdjoint((size, size))
+        transforms["torchkbnufft"] = (
+            lambda: there(x.movedim(0, 1), omega)[0] / size,
+            lambda: back(y.movedim(0, 1), omega)[0] / size)
+    best = NonCartesianMRI((size, size), k, tolerance=1e-12, backend="finufft") if (
+        "finufft" in transforms) else NonCartesianMRI((size, size), k, tolerance=2.5e-6)
+    exact = best(x.to(torch.complex128))[:, 0], best.adjoint(y.to(torch.complex128))[:, 0]
+    for name, pair in transforms.items():
+        errors = [float((torch.as_tensor(call()) - want).norm() / want.norm())
+                  for call, want in zip(pair, exact, strict=True)]
+        print(f"{'error, ' + name:<34} {coils:>5} {errors[0]:>9.1e} {errors[1]:>9.1e}  "
+              "(image to samples, and back)")
+        if not max(errors) < 2e-3:
+            raise RuntimeError(f"{name} computes something else")
+    calls = [call for pair in transforms.values() for call in pair]
+    times = interleaved(calls, rounds, clock)
+    goals = {"finufft": 1.3, "torchkbnufft": 10.0}
+    for place, name in enumerate(transforms):
+        for kind, what in enumerate(("transform", "adjoint")):
+            fast, slow = times[kind], times[2 * place + kind]
+            if name != "ours":
+                line(f"{what}, {name} / ours", coils, fast, slow, slow / fast,
+                     f">= {goals[name]:g}", slow / fast >= goals[name])
+
+
+def coil_maps(rounds: int, clock: Clock) -> None:
     import torch
 
     from recon.operators.mri import espirit
@@ -108,9 +223,19 @@ def coil_maps(rounds: int) -> None:
     ])
     noise = torch.randn(size, size, generator=torch.Generator().manual_seed(0))
     kspace = fft2c(maps * ((y**2 + x**2 < 0.6) * (1 + 0.2 * noise)))
+    if present("sigpy"):
+        import sigpy.mri
+
+        image = kspace.numpy()
+
+        def sigpy_maps() -> object:
+            return sigpy.mri.app.EspiritCalib(image, show_pbar=False).run()
+
+        ours, theirs = interleaved([lambda: espirit(kspace), sigpy_maps], max(3, rounds // 3),
+                                   clock)
+        line("espirit, sigpy / ours", 1, ours, theirs, theirs / ours, ">= 8", theirs / ours >= 8)
     if shutil.which("bart") is None:
-        ours = interleaved([lambda: espirit(kspace)], rounds, time.perf_counter)[0]
-        print(f"{'espirit (BART is not installed)':<34} {1:>5} {ours:>9.2f}")
+        print("bart is not installed")
         return
     with tempfile.TemporaryDirectory() as folder:
         name = Path(folder) / "k"
@@ -122,8 +247,8 @@ def coil_maps(rounds: int) -> None:
         def bart() -> None:
             subprocess.run(call, check=True, capture_output=True, env={**os.environ, **threads})
 
-        ours, theirs = interleaved([lambda: espirit(kspace), bart], rounds, time.perf_counter)
-    # wall time for both; BART's holds the start of a process and its two files
+        ours, theirs = interleaved([lambda: espirit(kspace), bart], rounds, clock)
+    # BART's holds the start of a process and its two files
     line("espirit, bart ecalib / ours", 1, ours, theirs, theirs / ours, ">= 2", theirs / ours >= 2)
 
 
@@ -143,8 +268,11 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, "
           f"{arguments.clock} time, {arguments.rounds} rounds, 8 coils, 256 x 256")
     print(f"{'':<34} {'items':>5} {'ours ms':>9} {'peer ms':>9} {'ratio':>7} {'goal':>7}")
-    sense(arguments.rounds, time.process_time if arguments.clock == "cpu" else time.perf_counter)
-    coil_maps(arguments.rounds)
+    clock = cpu if arguments.clock == "cpu" else time.perf_counter
+    sense(arguments.rounds, clock)
+    sense_of_peers(arguments.rounds, clock)
+    nufft(arguments.rounds, clock)
+    coil_maps(arguments.rounds, clock)
 
 
 if __name__ == "__main__":
