@@ -56,6 +56,7 @@ def lodopab(n: int, views: int, **changed: float) -> ParallelBeamCT:
     return ParallelBeamCT(n, turn(views), 513, method="gather", **settings)
 
 
+@pytest.mark.filterwarnings("ignore:The 'skimage' backend may be too slow")
 def test_odl_on_the_geometry_of_lodopab() -> None:
     n = 361  # scikit-image turns an odd image about its middle
     x = picture(SHEPP_LOGAN, n, 3)
