@@ -58,11 +58,11 @@ def peak_bytes(A: Operator, x: Tensor, y: Tensor) -> int:
     return live.peak + (arrays if arrays > 2**20 else 0)
 
 
-class _Live(TorchDispatchMode):
+class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of tensors made inside that are still held."""
 
     def __init__(self, known: list[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.known = {t.untyped_storage()._cdata for t in known}
         self.held: dict[int, tuple[StorageWeakRef, int]] = {}
         self.peak = 0
@@ -74,12 +74,15 @@ class _Live(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (),
                            kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        self.held = {key: kept for key, kept in self.held.items() if not kept[0].expired()}
+        self.held = {key: kept for key, kept in self.held.items()
+                     if not kept[0].expired()}  # type: ignore[no-untyped-call]
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 with contextlib.suppress(RuntimeError, NotImplementedError):  # sparse ones
                     storage = leaf.untyped_storage()
                     if storage._cdata not in self.known:
-                        self.held[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+                        self.held[storage._cdata] = (
+                            StorageWeakRef(storage),  # type: ignore[no-untyped-call]
+                            storage.nbytes())
         self.peak = max(self.peak, sum(size for _, size in self.held.values()))
         return out

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -133,7 +133,7 @@ def _separable(operator: Downsampling, like: Tensor) -> SVD:
         Vt.append(vt.to(like.device, like.dtype.to_real()))
     values = values.to(like.device, like.dtype.to_real())
     coarse, fine = operator.range.shape[1:], operator.domain.shape[1:]
-    corner = (..., *(slice(n) for n in coarse))
+    corner: Any = (..., *(slice(n) for n in coarse))
     seen = values[corner] > 0
 
     def left(u: Tensor) -> Tensor:

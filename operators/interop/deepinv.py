@@ -105,6 +105,8 @@ def to_deepinv(A: Operator, complex_as: ComplexAs = "channels") -> Any:
     class Wrapped(deepinv.physics.Physics):  # type: ignore[misc, name-defined]
         """A nonlinear operator."""
 
+        operator: Operator
+
         def __init__(self) -> None:
             super().__init__()
             self.operator, self.img_size = A, size
@@ -119,13 +121,16 @@ def to_deepinv(A: Operator, complex_as: ComplexAs = "channels") -> Any:
 
     if not isinstance(A, LinearOperator):
         return Wrapped()
+    linear = A
 
     class WrappedLinear(deepinv.physics.LinearPhysics):  # type: ignore[misc, name-defined]
         """A linear operator."""
 
+        operator: LinearOperator
+
         def __init__(self) -> None:
             super().__init__(img_size=size)
-            self.operator = A
+            self.operator = linear
 
         def A(self, x: Tensor, **kwargs: Any) -> Tensor:  # noqa: N802 deepinv's name
             self.update_parameters(**kwargs)

@@ -28,7 +28,8 @@ def table() -> ModuleType:
 
 def main() -> None:
     torch.set_num_threads(1)
-    tests, names, bad = table(), [], 0
+    tests, bad = table(), 0
+    names: list[str] = []
     groups = [("linear", tests.OPERATORS, ((), (3,), (2, 3))),
               ("one for each item", tests.PER_ITEM, ((3,), (2, 3))),
               ("nonlinear", tests.NONLINEAR, ((), (3,), (2, 3)))]

@@ -196,7 +196,7 @@ def test_odl_ray_transform_agrees_and_is_matched_but_for_its_weights() -> None:
     assert scale == pytest.approx(1, abs=0.1)
 
 
-class Weighted(odl.Operator):  # type: ignore[misc]
+class Weighted(odl.Operator):  # type: ignore[misc, name-defined]
     """A matrix, with the adjoint of its spaces' inner products (odl.MatrixOperator leaves the
     weights out)."""
 
@@ -364,14 +364,15 @@ def test_deepinv_round_trip(name: str, complex_as: Any) -> None:
     deepinv = pytest.importorskip("deepinv")
     mask = torch.tensor([1, 0, 1, 1, 0, 1])
     cplx = Space((1, 4, 6), torch.complex64)
-    A: Operator = {
+    built: dict[str, Callable[[], Operator]] = {
         "blur": lambda: Blur(noise(3, 3), Space((2, 5, 6)), "reflect"),
         "coils": lambda: CartesianMRI((4, 6), mask, noise(3, 4, 6, dtype=torch.complex64)),
         "single coil": lambda: CartesianMRI((4, 6), mask),
         "downsampling": lambda: Downsampling(Space((3, 6, 4)), 2),
         "clipping": lambda: Clipping(Space((1, 4, 4)), 2.0, -1.0),
         "complex square": lambda: from_nonlinear(lambda x: x**2, domain=cplx, range=cplx),
-    }[name]()
+    }
+    A = built[name]()
     physics = to_deepinv(A, complex_as)
     linear = isinstance(A, LinearOperator)
     assert isinstance(physics, deepinv.physics.LinearPhysics) == linear
