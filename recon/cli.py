@@ -116,7 +116,7 @@ def reconstruct(
     out: Annotated[Path, typer.Option(help="folder for the results")] = Path(),
     sampler: Annotated[str, typer.Option(
         help="dds, tv, wavelet or another of recon.samplers for (y, operator, prior)")] = "dds",
-    prior: Annotated[str, typer.Option(help="a prior's name or .safetensors file")] = "brain-mri",
+    prior: Annotated[str, typer.Option(help="a prior's name or file")] = "brain-mri",
     samples: Samples = 4,
     steps: Steps = None,
     seed: Seed = 0,
@@ -192,7 +192,7 @@ def evaluate(
     views: Annotated[str, typer.Option(help="of CT, with commas between them")] = "60",
     unit: Annotated[str | None, typer.Option(
         help="of NIfTI images, which do not say: HU or arbitrary")] = None,
-    prior: Annotated[str, typer.Option(help="a prior's name or .safetensors file")] = "brain-mri",
+    prior: Annotated[str, typer.Option(help="a prior's name or file")] = "brain-mri",
     samples: Samples = 4,
     steps: Steps = None,
     baseline_weight: Annotated[float, typer.Option(min=0, help="of tv and wavelet")] = 1e-3,

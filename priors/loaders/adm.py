@@ -65,6 +65,7 @@ def from_state(name: str, state: State, said: Declared) -> "UNet":
               for i in range(levels)]
     attended = {k.removesuffix(".qkv.weight") for k in (*ins, *outs, "middle_block.1.qkv.weight")
                 if k.endswith(".qkv.weight") and k in shape}
+    heard = [shape(f"{place}.qkv.weight")[1] for place in attended]
     if any(w % 32 for w in (*widths, width)):
         raise CheckpointError(f"{name}: widths {widths} are no multiples of its norms' 32 groups: "
                               "the file is damaged or edited")
@@ -75,7 +76,7 @@ def from_state(name: str, state: State, said: Declared) -> "UNet":
         network = UNet(
             shape("input_blocks.0.0.weight", 4)[1], shape("out.2.weight", 4)[0], width, widths,
             blocks, time=time, attended=attended, resample_in_blocks=residual,
-            scale_and_shift=shifts, head=_head(name, said, residual, widths),
+            scale_and_shift=shifts, head=_head(name, said, residual, heard),
             legacy=said.attention_order != "new")
     fill(network, state, name, LAYOUT)
     return network
@@ -85,7 +86,7 @@ def _head(name: str, said: Declared, residual: bool, widths: list[int]) -> int:
     if said.attention_order not in (None, "legacy", "new"):
         raise ValueError(f"attention_order wants 'legacy' or 'new', got {said.attention_order!r}")
     head = said.head_channels
-    if head is None and (not residual or any(w % 64 for w in widths[-1:])):
+    if head is None and widths and (not residual or any(w % 64 for w in widths)):
         # models before guided-diffusion's split into 4 heads: nothing in the file says so
         raise CheckpointError(f"{name} does not say how many channels its attention heads have: "
                               "pass head_channels=, which is 64 in guided-diffusion's and a "

@@ -46,7 +46,8 @@ def test_refusals(recon: Callable[..., Any], tmp_path: Path) -> None:
         (("brain-mri", "--images", tmp_path / "rgb.npy"), "rgb.npy has images (2, 3, 32, 32)"),
         (("brain-mri", "--value-range", "0"), "--value-range wants LOW,HIGH, got '0'"),
         (("brain-mri", "--value-range", "0,1"), "says all about itself: leave value_range= out"),
-        ((tmp_path / "x.pt",), "x.pt holds weights but not what they mean"),
+        ((tmp_path / "x.pt", "--value-range", "-1,1", "--noise", "0.01,50"),
+         "x.pt holds weights but not what they mean"),
     ]:
         ran = recon("check", "prior", *arguments)
         assert ran.code == 2, arguments

@@ -189,6 +189,8 @@ def test_heads_that_no_file_tells() -> None:
     with pytest.raises(CheckpointError, match=r"x\.pt does not say how many channels its attention "
                                               "heads have: pass head_channels=, which is 64 in"):
         adm.from_state("x.pt", narrow.state_dict(), SAID)
+    deaf = assembled([32], 1, set(), residual=True, shifts=True, order="legacy")
+    agree(adm.from_state("x.pt", deaf.state_dict(), SAID), deaf, noise(1, 2, 8, 8), torch.ones(1))
     with pytest.raises(CheckpointError, match="32 channels does not split into heads of 24"):
         adm.from_state("x.pt", narrow.state_dict(), SAID._replace(head_channels=24))
     with pytest.raises(ValueError, match="attention_order wants 'legacy' or 'new', got 'old'"):
