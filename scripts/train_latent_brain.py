@@ -19,16 +19,17 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from train_brain_mri import CROP, Muon, crops, load_volume
+from train_brain_mri import CROP, crops, load_volume
 
 from recon.priors import DenoisingUNet, EDMPrior, UNetSettings
 from recon.priors.latent_network import AutoencoderSettings, ConvAutoencoder
 from recon.priors.latent_weights import save_latent
+from recon.priors.training.optimiser import Muon
 
 DECODED = 0.03  # deviation of a pixel about its decoded value, in units of the image
 SIGMA_MIN, SIGMA_MAX = 0.01, 40.0
 CHECKED = (0.1, 0.3, 1.0)
-WIDTHS = (32, 64, 64, 80)
+WIDTHS = (16, 32, 48, 64)
 Log = Callable[[str], None]
 
 
