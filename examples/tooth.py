@@ -40,9 +40,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("tooth"))
     parser.add_argument("--row", type=int, default=0, help="of the detector")
     parser.add_argument("--bins", type=int, default=320, help="640 averaged to so many")
-    parser.add_argument("--weight", type=float, default=2e-4,
-                        help="of TV with all views; fewer have more")
-    parser.add_argument("--iterations", type=int, default=100)
+    parser.add_argument("--weight", type=float, default=2e-4, help="of TV")
+    parser.add_argument("--iterations", type=int, default=60)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 
@@ -69,8 +68,8 @@ def main() -> None:
         A = ParallelBeamCT(size, angles[kept], args.bins, offset)
         case = whitened(y[None, kept], A, noise_std[None, kept])
         images = {"fbp": ct.fbp(y[None, kept], A, "hann")[0],
-                  "TV": tv(case.y, case.operator, weight=args.weight * len(angles) / views,
-                           noise_std=case.noise_std, iterations=args.iterations)[0, 0]}
+                  "TV": tv(case.y, case.operator, weight=args.weight, noise_std=case.noise_std,
+                           iterations=args.iterations)[0, 0]}
         full = full or images
         inside = _circle(size)
         peak = float(full["fbp"][inside].quantile(0.998))
