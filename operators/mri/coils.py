@@ -140,7 +140,7 @@ def combine(images: Tensor, maps: Tensor, ndim: int = 2) -> Tensor:
     The least-squares image of white noise in the coils (Roemer et al. 1990); 0 where all maps are.
     """
     try:
-        torch.broadcast_shapes(images.shape, maps.shape)
+        torch.broadcast_shapes(images.shape, maps.shape)  # type: ignore[no-untyped-call]
     except RuntimeError:
         raise ValueError(f"combine: maps {tuple(maps.shape)} do not fit images "
                          f"{tuple(images.shape)}") from None

@@ -74,7 +74,8 @@ def test_every_sampler_has_the_one_door() -> None:
             assert "noise_std" in inspect.signature(method).parameters
             assert list(inspect.signature(method).parameters)[1] == "operator"
     y, A, prior, covariance = problem()
-    steps = list(samplers.dds.steps(y, A, prior, noise_std=covariance, steps=4))
+    settings: dict[str, Any] = {"noise_std": covariance, "steps": 4}
+    steps = list(samplers.dds.steps(y, A, prior, **settings))
     assert len(steps) == 4
     with pytest.raises(ValueError, match="the covariance is of 2 coils, the measurements are of 3"):
         samplers.dds(y, A, prior, noise_std=Covariance(torch.eye(2)))
@@ -84,7 +85,8 @@ def test_posterior_of_coloured_noise() -> None:
     """The mean of the exact posterior weighs each coil by its noise, which one number does not."""
     y, A, prior, covariance = problem()
     white, B, std = whiten(y, A, covariance)
-    want = prior.posterior(B, white, std).mean
+    assert isinstance(B, CartesianMRI)
+    want = prior.posterior(B, white, float(std)).mean
     matrix = A(torch.eye(16, dtype=C128).view(16, 1, 4, 4)).reshape(16, 48).mT
     seen = A.mask.expand(3, 4, 4).flatten()
     # n n^H over coils at each sample; torch's complex noise of variance 1 has 1/2 per real number
