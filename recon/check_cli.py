@@ -5,10 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from recon.check_operator import operator
+
 if TYPE_CHECKING:  # torch takes its time, and help should not
     from torch import Tensor
 
 check = typer.Typer(no_args_is_help=True, help="Check what is about to be used.")
+check.command()(operator)
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
