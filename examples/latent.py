@@ -11,8 +11,8 @@ levels; runs of the codec come on top.
 PSNR is over the whole slice, peak one, the mean over draws; misfit is ``||y - A x||^2`` over what
 noise alone leaves, 1 where the data are met as well as they should be. "autoencoder" is the truth
 encoded and decoded: what no draw of these latents is likely to surpass. "least squares" uses no
-prior. The lengths of the samplers' steps were chosen with ``--tune``, which prints both figures for
-several of them, on a slice of a person of the training.
+prior. Step lengths are the papers'; ``--tune`` prints both figures for several of them, on a slice
+of a person of the training.
 """
 
 import argparse
@@ -97,8 +97,8 @@ def by_images(name: str, y: Tensor, calls: int, prior: Prior, *, samples: int,
               seed: int) -> Tensor:
     """DDS of the same problem with a prior of complex images; its real parts."""
     A = operator(name, tuple(y.shape[-2:]), torch.complex64, seed)
-    x = samplers.dds(y + 0j, A, prior, noise_std=NOISE, samples=samples, rule="released", eta=0.95,
-                     cg_iterations=8, sigmas=schedules.karras(calls, 0.01, 3.0),
+    x = samplers.dds(y + 0j, A, prior, noise_std=NOISE, samples=samples, cg_iterations=8,
+                     sigmas=schedules.karras(calls, 0.01, 3.0),
                      generator=torch.Generator().manual_seed(seed))
     return x.real
 
@@ -137,7 +137,7 @@ def rows(name: str, truth: Tensor, prior: LatentPrior, args: argparse.Namespace,
         word, lengths = method.lengths
         for length in lengths:
             yield row(f"{title}, {word} {length:g}",
-                      drawn(method, args.calls, y, A, prior, **given, **{word: length}), levels)
+                      drawn(method, args.calls, y, A, prior, **{**given, word: length}), levels)
     if args.tune is None:
         images = priors.load("brain-mri")
         yield row("dds, prior of images", by_images(name, y, args.calls, images, **given),

@@ -135,8 +135,9 @@ def refuse_other_latents(prior: Prior, codec: Codec | Autoencoder) -> None:
         is_complex, known = False, True
     fits = (prior.item_ndim, prior.channels) == (len(latent), latent[0]) and known
     if not fits or prior.is_complex != is_complex:
-        shape = prior.space.shape if prior.space else (prior.channels,
-                                                       *("any",) * prior.spatial_ndim)
+        shape: tuple[int | str, ...] = (prior.channels, *("any",) * prior.spatial_ndim)
+        if prior.space is not None:
+            shape = prior.space.shape
         raise ValueError(f"the codec's latents are {_described(latent, is_complex)}, the prior is "
                          f"of {_described(shape, prior.is_complex)}: pass the prior trained on "
                          "this codec's latents")

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,18 +55,20 @@ def by_tiles(half: Half, tiles: Tiles, spatial_ndim: int, before: int, behind: i
     whole: Tensor | None = None
     for where in product(*(range(len(along)) for along in cuts)):
         tile = [along[i] for along, i in zip(cuts, where, strict=True)]
-        out = half(x[(..., *(slice(c.seen_first * before, c.seen_stop * before) for c in tile))])
-        kept = [slice((c.first - c.seen_first) * behind, (c.stop - c.seen_first) * behind)
-                for c in tile]
-        out = out[(..., *kept)]
+        out = half(x[_box([(c.seen_first, c.seen_stop) for c in tile], before)])
+        out = out[_box([(c.first - c.seen_first, c.stop - c.seen_first) for c in tile], behind)]
         for axis, (along, i) in enumerate(zip(weights, where, strict=True)):
             out = out * along[i].view(-1, *(1,) * (spatial_ndim - 1 - axis))
         if whole is None:
             whole = out.new_zeros((*out.shape[:2], *(n * behind for n in sizes)))
-        place = (..., *(slice(c.first * behind, c.stop * behind) for c in tile))
-        whole[place] += out  # in place, and known to autograd
+        whole[_box([(c.first, c.stop) for c in tile], behind)] += out  # known to autograd
     assert whole is not None  # an image has a tile
     return whole
+
+
+def _box(ends: list[tuple[int, int]], pixels: int) -> Any:
+    """The index of a box, its ends in latent pixels of so many pixels each."""
+    return (..., *(slice(first * pixels, stop * pixels) for first, stop in ends))
 
 
 def _cut(n: int, tiles: Tiles) -> Iterator[_Cut]:

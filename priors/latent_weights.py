@@ -57,10 +57,10 @@ def _settings(name: str, found: dict[str, Any],
     if found.get("format") != FORMAT:
         raise CheckpointError(f"{name}: format {found.get('format')!r} is not known: upgrade recon")
     try:
-        unet = UNetSettings(**{k: tuple(v) if k == "widths" else v
-                               for k, v in found["denoiser"].items()})
-        coder = AutoencoderSettings(**{k: tuple(v) if k in ("widths", "blocks") else v
-                                       for k, v in found["autoencoder"].items()})
+        parts: list[dict[str, Any]] = [
+            {k: tuple(v) if k == "widths" or (k, of) == ("blocks", "autoencoder") else v
+             for k, v in found[of].items()} for of in ("denoiser", "autoencoder")]
+        unet, coder = UNetSettings(**parts[0]), AutoencoderSettings(**parts[1])
         data, low, high = (float(found[k]) for k in ("sigma_data", "sigma_min", "sigma_max"))
         counts = (unet.image_channels, *unet.widths, unet.blocks, coder.image_channels,
                   coder.latent_channels, *coder.widths, *(1 + n for n in coder.blocks))
