@@ -97,8 +97,8 @@ def by_images(name: str, y: Tensor, calls: int, prior: Prior, *, samples: int,
               seed: int) -> Tensor:
     """DDS of the same problem with a prior of complex images; its real parts."""
     A = operator(name, tuple(y.shape[-2:]), torch.complex64, seed)
-    x = samplers.dds(y + 0j, A, prior, noise_std=NOISE, samples=samples, cg_iterations=8,
-                     sigmas=schedules.karras(calls, 0.01, 3.0),
+    x = samplers.dds(y + 0j, A, prior, noise_std=NOISE, samples=samples, rule="released", eta=0.95,
+                     cg_iterations=8, sigmas=schedules.karras(calls, 0.01, 3.0),
                      generator=torch.Generator().manual_seed(seed))
     return x.real
 
