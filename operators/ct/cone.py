@@ -15,6 +15,7 @@ from recon.operators.ct.cone_geometry import (
     axes_of,
     circular_vectors,
     covered,
+    edge_on,
     footprint,
     in_front,
     views_of,
@@ -166,6 +167,10 @@ class ConeBeamCT(LinearOperator):
         step_z, step_y, step_x = self.voxel
         views = views_of(self.vectors, (depth, height, width), (step_z, step_y, step_x),
                          (rows, columns))
+        flat = edge_on(views)
+        if bool(flat.any()):
+            raise ValueError(f"{self.label()}: want a detector that the source faces, got one seen "
+                             f"edge-on, or of no area, in view {int(flat.int().argmax())}")
         front = in_front(views)
         if not bool(front.all()):
             first = int((~front).int().argmax())

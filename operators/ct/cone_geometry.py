@@ -114,6 +114,13 @@ def axes_of(views: Views) -> list[list[int]]:
     return found
 
 
+def edge_on(views: Views) -> Tensor:
+    """Whether detector steps and the way from the source lie in one plane, ``(views,)`` bool."""
+    towards = torch.stack([views.right, views.down, views.corner - views.source], 1)
+    lengths = towards.norm(dim=-1).prod(-1)
+    return ~(torch.linalg.det(towards).abs() > 1e-9 * lengths)
+
+
 def box_corners(volume: tuple[int, int, int]) -> Tensor:
     """The corners of the grid, one voxel beyond its outermost centres, ``(8, 3)``."""
     ends = [torch.tensor([-1.0, n], dtype=torch.float64) for n in volume]

@@ -2,7 +2,6 @@
 
 import copy
 import importlib.util
-import itertools
 import math
 import pickle
 from collections.abc import Callable
@@ -247,12 +246,12 @@ SPHERE = ((0.1, -0.05, 0.15), 0.6)
 
 def check_sphere_order(make: Callable[[int], ConeBeamCT]) -> None:
     errors = []
-    for n in (16, 32, 64):
+    for n in (16, 32, 48):
         A = make(n)
-        want = chords(A, *SPHERE)
+        want = chords(scanner(n), *SPHERE)
         errors.append(float((A(ball(n, *SPHERE).double()) - want).norm() / want.norm()))
-    orders = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
-    assert errors[-1] < 2.4e-2, errors
+    orders = [math.log2(errors[0] / errors[1]), math.log(errors[1] / errors[2], 1.5)]
+    assert errors[-1] < 3.2e-2, errors
     assert min(orders) > 0.8, (errors, orders)
 
 
@@ -305,11 +304,10 @@ def test_gradients() -> None:
         assert torch.autograd.gradgradcheck(lambda x, A=A: A(x) ** 2, x)
 
 
-@pytest.mark.parametrize("backend", ["numba", "torch"])
-def test_contract(backend: str) -> None:
-    for name in ("odd, sides differ", "helix"):
-        report = check(GEOMETRIES[name](backend=backend))
-        report.raise_if_failed()
+def test_contract() -> None:
+    for A in (GEOMETRIES["odd, sides differ"](backend="numba"), GEOMETRIES["helix"](),
+              ConeBeamCT((2, 3, 2), turn(2), (3, 4), 9.0, backend="torch")):
+        check(A).raise_if_failed()
 
 
 def check_same_bits(one: LinearOperator, other: LinearOperator) -> None:
@@ -367,7 +365,7 @@ def test_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     (lambda: ConeBeamCT(8, [0.0], 9, 20.0), "want 2 numbers as detectors, got 9"),
     (lambda: ConeBeamCT(8, [0.0], (9, 0), 20.0), "want detectors of at least 1, got 0"),
     (lambda: ConeBeamCT(8, [0.0], (9, 9), -1.0), "positive source_distance, got -1.0"),
-    (lambda: ConeBeamCT(8, [0.0], (9, 9), 5.0), "level with the source or behind"),
+    (lambda: ConeBeamCT(8, [0.0], (9, 9), 4.0), "level with the source or behind"),
     (lambda: ConeBeamCT(8, [0.0], (9, 9), 20.0, -1.0), "detector_distance >= 0, got -1.0"),
     (lambda: ConeBeamCT(8, [0.0], (9, 9), 20.0, pitch=math.inf), "want a finite pitch, got inf"),
     (lambda: ConeBeamCT(8, [0.0], (9, 9), 20.0, voxel_size=(1.0, 0.0, 1.0)),
@@ -381,7 +379,7 @@ def test_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     (lambda: ConeBeamCT.from_vectors(8, torch.zeros(3, 9), (9, 9)), r"want vectors \(views, 12\)"),
     (lambda: ConeBeamCT.from_vectors(8, torch.full((2, 12), math.inf), (9, 9)),
      "want finite vectors"),
-    (lambda: ConeBeamCT.from_vectors(8, torch.zeros(2, 12), (9, 9)), "detector"),
+    (lambda: ConeBeamCT.from_vectors(8, torch.zeros(2, 12), (9, 9)), "of no area, in view 0"),
 ])
 def test_refusals(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -390,7 +388,8 @@ def test_refusals(make: Callable[[], object], message: str) -> None:
 
 @pytest.mark.filterwarnings("default")
 def test_a_detector_that_misses_is_named_with_what_it_covers() -> None:
-    with pytest.warns(UserWarning, match=r"covers 4\d\.\d% .* on average over the views"):
-        ConeBeamCT(16, turn(4), (40, 8), 60.0, 0.0)
+    # a slab of half the width of a ball is (3 / 2 - 1 / 8) / 2 = .69 of it
+    with pytest.warns(UserWarning, match=r"covers 71\.2% .* on average over the views"):
+        ConeBeamCT(16, turn(4), (40, 8), 1e4)
     with pytest.warns(UserWarning, match=r"covers \d+\.\d% .* in any view"):
         ConeBeamCT((40, 8, 8), turn(8), (4, 20), 40.0, 0.0, pitch=2.0)
