@@ -61,6 +61,8 @@ def train(
     list_files: Annotated[bool, typer.Option(
         "--list-files", help="name the files in the card; they may be called after patients")
     ] = False,
+    note: Annotated[str, typer.Option(
+        help="for the card: origin and licence of the images")] = "",
     device: Annotated[str, typer.Option(
         help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one")] = "auto",
     precision: Annotated[str, typer.Option(
@@ -82,7 +84,7 @@ def train(
         air=air, crop=crop, batch=batch, widths=_numbers("widths", widths, int), blocks=blocks,
         steps=steps, rate=rate, decay=decay, seed=seed, every=every, previews=previews,
         workers=workers, device=_device(device), precision=getattr(torch, precision),
-        subjects=subjects, list_files=list_files,
+        subjects=subjects, list_files=list_files, note=note,
     )
     run(folder, out, validate, settings, name=name, minutes=minutes, change=change,
         say=typer.echo)

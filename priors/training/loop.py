@@ -79,8 +79,10 @@ class Training:
         torch.manual_seed(recipe.seed)  # of the first weights
         channels = 2 if recipe.is_complex else 1
         settings = UNetSettings(channels, recipe.widths, recipe.blocks)
-        self.network = DenoisingUNet(settings).to(self.device, memory_format=torch.channels_last)
-        self.average = DenoisingUNet(settings).to(self.device, memory_format=torch.channels_last)
+        self.network = DenoisingUNet(settings).to(self.device).to(
+            memory_format=torch.channels_last)
+        self.average = DenoisingUNet(settings).to(self.device).to(
+            memory_format=torch.channels_last)
         self.average.load_state_dict(self.network.state_dict())
         self.average.requires_grad_(False)
         self.denoiser, averaged = (

@@ -30,12 +30,14 @@ def card_of(training: Training, stacks: Sequence[Stack], others: Sequence[Stack]
         "sigma_data": training.sigma_data,
         "settings": {k: v for k, v in s._asdict().items()
                      if k not in ("device", "every", "previews", "workers", "subjects",
-                                  "list_files", "unit", "precision")},
+                                  "list_files", "unit", "precision", "note")},
         "precision": str(s.precision).removeprefix("torch."),
         "held_out_psnr_db": {f"{sigma:g}": round(p, 2)
                              for sigma, p in zip(CHECKED, psnr, strict=True)},
         "made_with": f"recon {recon.__version__}, torch {torch.__version__}",
     }
+    if s.note:
+        card["note"] = s.note
     if training.history:
         card["before"] = [{"until_step": past["step"], **past["recipe"], **past["about"]["look"],
                            "batch": past["about"]["batch"]} for past in training.history]
@@ -75,6 +77,8 @@ def write_card(path: Path, name: str, card: dict[str, Any]) -> None:
              "slices."]
     if "names" in on:
         lines += ["", f"Trained on {', '.join(on['names'])}; held out {', '.join(aside['names'])}."]
+    if "note" in card:
+        lines += ["", card["note"]]
     unfinished = "" if card["steps"] >= card["steps_wanted"] else (
         f" of {card['steps_wanted']:,}: unfinished")
     lines += ["", f"**Units.** {card['units']}.", "",

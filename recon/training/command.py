@@ -44,6 +44,7 @@ class Settings(NamedTuple):
     precision: torch.dtype = torch.float32
     subjects: int | None = None
     list_files: bool = False
+    note: str = ""
 
 
 def train(folder: Path, out: Path, validate: Path, settings: Settings, *, name: str | None = None,

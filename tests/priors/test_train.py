@@ -539,7 +539,7 @@ def recon_train(recon: Callable[..., Ran], folder: Path, tmp_path: Path) -> Call
 
 def test_the_command_writes_a_prior_and_its_card(recon_train: Callable[..., Ran],
                                                  tmp_path: Path) -> None:
-    ran = recon_train("--phase", "--subjects", "2", "--name", "blobs")
+    ran = recon_train("--phase", "--subjects", "2", "--name", "blobs", "--note", "Made up, CC0.")
     assert ran.code == 0, ran.err
     out = tmp_path / "run"
     assert sorted(p.name for p in out.iterdir()) == [
@@ -566,6 +566,8 @@ def test_the_command_writes_a_prior_and_its_card(recon_train: Callable[..., Ran]
     page = (out / "blobs.md").read_text()
     assert "2 subject(s): 2 file(s), 6 slices" in page
     assert "unfinished" not in page
+    assert "Made up, CC0." in page
+    assert card["note"] == "Made up, CC0."
     assert all(f"{p:.2f}" in page for p in card["held_out_psnr_db"].values())
     assert "a.npy" not in page + json.dumps(card)  # files may be called after patients
 
