@@ -93,10 +93,9 @@ def drawn(method: Method, calls: int, y: Tensor, A: LinearOperator, prior: Laten
                           generator=torch.Generator().manual_seed(seed), **settings)
 
 
-def by_images(name: str, y: Tensor, calls: int, prior: Prior, *, samples: int,
+def by_images(A: LinearOperator, y: Tensor, calls: int, prior: Prior, *, samples: int,
               seed: int) -> Tensor:
-    """DDS of the same problem with a prior of complex images; its real parts."""
-    A = operator(name, tuple(y.shape[-2:]), torch.complex64, seed)
+    """DDS of the same problem, ``A`` of complex images, with a prior of those; its real parts."""
     x = samplers.dds(y + 0j, A, prior, noise_std=NOISE, samples=samples, rule="released", eta=0.95,
                      cg_iterations=8, sigmas=schedules.karras(calls, 0.01, 3.0),
                      generator=torch.Generator().manual_seed(seed))
@@ -140,7 +139,8 @@ def rows(name: str, truth: Tensor, prior: LatentPrior, args: argparse.Namespace,
                       drawn(method, args.calls, y, A, prior, **{**given, word: length}), levels)
     if args.tune is None:
         images = priors.load("brain-mri")
-        yield row("dds, prior of images", by_images(name, y, args.calls, images, **given),
+        complex_A = operator(name, tuple(truth.shape[-2:]), torch.complex64, args.seed)
+        yield row("dds, prior of images", by_images(complex_A, y, args.calls, images, **given),
                   args.calls)
 
 

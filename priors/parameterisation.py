@@ -246,12 +246,12 @@ class InterpolantPrior(_NetworkPrior):
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         plan = self.schedule
+        assert isinstance(plan, Interpolant)  # one of schedules
         t = plan.time(sigma)
         ones = torch.ones_like(t)
-        image, turn = torch.func.jvp(plan.image, (t,), (ones,))
-        noise, rise = torch.func.jvp(plan.noise, (t,), (ones,))
-        image, turn, noise, rise = (a.view(-1, *(1,) * self.item_ndim)
-                                    for a in (image, turn, noise, rise))
+        image, turn, noise, rise = (
+            a.view(-1, *(1,) * self.item_ndim) for of in (plan.image, plan.noise)
+            for a in torch.func.jvp(of, (t,), (ones,)))
         z = image * x
         out = self.checked(self.network(z, t), x)
         return (noise * out - rise * z) / (noise * turn - rise * image)

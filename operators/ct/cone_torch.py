@@ -24,7 +24,7 @@ def project(x: Tensor, views: Views, axes: list[list[int]]) -> Tensor:
     for v, present in enumerate(axes):
         for axis in present:
             y[:, v] += _forward(flat, views, rays(views, v, axis, x.dtype, x.device), axis)
-    return y.unflatten(2, views.detector)
+    return y.view(*y.shape[:2], *views.detector)
 
 
 def backproject(y: Tensor, views: Views, axes: list[list[int]],
@@ -87,18 +87,15 @@ def _gathered(y: Tensor, views: Views, along: Rays, axis: int, planes: range, to
     plane, qb, qc = grid[0] + planes.start, grid[1], grid[2]
 
     # where the corners of the square of rays that can reach the voxel fall on the detector
-    first_row = first_column = None
+    first_row = first_column = torch.full_like(plane, torch.inf)
     for corner_b in (-1, 1):
         for corner_c in (-1, 1):
-            point = [plane, plane, plane]
-            point[axis], point[b], point[c] = plane, qb + corner_b, qc + corner_c
-            m = [sum(to_detector[i, a] * (point[a] - source[a]) for a in range(3))
-                 for i in range(3)]
-            column, row = m[0] / m[2], m[1] / m[2]
-            first_row = row if first_row is None else torch.minimum(first_row, row)
-            first_column = column if first_column is None else torch.minimum(first_column, column)
-    assert first_row is not None
-    assert first_column is not None
+            off = [plane - source[axis]] * 3
+            off[b], off[c] = qb + corner_b - source[b], qc + corner_c - source[c]
+            column, row, depth = (m[0] * off[0] + m[1] * off[1] + m[2] * off[2]
+                                  for m in to_detector)
+            first_row = torch.minimum(first_row, row / depth)
+            first_column = torch.minimum(first_column, column / depth)
     first_row, first_column = first_row.floor(), first_column.floor()
 
     total = y.new_zeros(len(y), *plane.shape)

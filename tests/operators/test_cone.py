@@ -149,11 +149,10 @@ def nearest(A: ConeBeamCT, y: Tensor) -> Tensor:
     points = torch.cartesian_prod(*(torch.arange(n, dtype=F64) for n in A.domain.shape[1:]))
     m = geometry._seen(A._views, points)
     column, row = ((m[..., i] / m[..., 2]).round().long() for i in (0, 1))
-    (rows, columns), x = A.range.shape[2:], 0.0
+    (rows, columns), x = A.range.shape[2:], y.new_zeros(*y.shape[:-4], len(points))
     for v in range(len(m)):
         inside = (row[v] >= 0) & (row[v] < rows) & (column[v] >= 0) & (column[v] < columns)
         x = x + inside * y[..., v, row[v].clamp(0, rows - 1), column[v].clamp(0, columns - 1)]
-    assert isinstance(x, Tensor)
     return x.view(*y.shape[:-4], *A.domain.shape).to(y.dtype)
 
 
@@ -297,7 +296,7 @@ def test_fdk_refuses_other_orbits() -> None:
 
 def test_gradients() -> None:
     for backend in ("numba", "torch"):
-        A = ConeBeamCT((2, 3, 2), turn(2), (3, 4), 9.0, backend=backend)  # type: ignore[arg-type]
+        A = ConeBeamCT((2, 3, 2), turn(2), (3, 4), 9.0, backend=backend)
         x, y = (randn(2, *s.shape, dtype=F64).requires_grad_() for s in (A.domain, A.range))
         assert torch.autograd.gradcheck(A, x)
         assert torch.autograd.gradcheck(A.adjoint, y)
@@ -361,8 +360,10 @@ def test_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: ConeBeamCT(8, [], (9, 9), 20.0), "at least one view, got zero angles"),
     (lambda: ConeBeamCT(8, [0.0, math.nan], (9, 9), 20.0), "got nan at view 1"),
-    (lambda: ConeBeamCT((8, 8), [0.0], (9, 9), 20.0), r"want 3 numbers as size, got \(8, 8\)"),
-    (lambda: ConeBeamCT(8, [0.0], 9, 20.0), "want 2 numbers as detectors, got 9"),
+    (lambda: ConeBeamCT((8, 8), [0.0], (9, 9), 20.0),  # type: ignore[arg-type]
+     r"want 3 numbers as size, got \(8, 8\)"),
+    (lambda: ConeBeamCT(8, [0.0], 9, 20.0),  # type: ignore[arg-type]
+     "want 2 numbers as detectors, got 9"),
     (lambda: ConeBeamCT(8, [0.0], (9, 0), 20.0), "want detectors of at least 1, got 0"),
     (lambda: ConeBeamCT(8, [0.0], (9, 9), -1.0), "positive source_distance, got -1.0"),
     (lambda: ConeBeamCT(8, [0.0], (9, 9), 4.0), "level with the source or behind"),

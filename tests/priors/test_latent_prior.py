@@ -127,11 +127,11 @@ def test_seams_blend() -> None:
     assert all(b < 0.8 * a for a, b in pairwise(steps))
 
 
-class Peak(TorchDispatchMode):
+class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Largest number of bytes of tensors alive at once that operations made."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.alive: Any = WeakIdKeyDictionary()
         self.largest = 0
 
@@ -287,7 +287,7 @@ def test_samplers_take_it(method: Callable[..., Tensor]) -> None:
     for c in (1e-6, 1e6):
         check(prior.rescaled(c), c)
         with pytest.raises(AssertionError):
-            check(LatentPrior(gaussian().rescaled(c), one), c)  # type: ignore[arg-type]
+            check(LatentPrior(gaussian().rescaled(c), one), c)
 
 
 @pytest.mark.filterwarnings("ignore:the residual y - A x")
@@ -361,8 +361,9 @@ def test_refusals() -> None:
     with pytest.raises(TypeError, match="a real shift"):
         one.rescaled(1.0, 1j)
     with pytest.raises(ValueError, match="of at least 1"):
-        Autoencoder(noise, noise, channels=1, latent_channels=0, factor=4)
+        Autoencoder(torch.clone, torch.clone, channels=1, latent_channels=0, factor=4)
     with pytest.raises(ValueError, match="max_batch wants at least 1"):
-        Autoencoder(noise, noise, channels=1, latent_channels=1, factor=4, max_batch=0)
+        Autoencoder(torch.clone, torch.clone, channels=1, latent_channels=1, factor=4,
+                    max_batch=0)
     eps = EpsilonPrior(torch.nn.Identity(), VariancePreserving.linear(), 4)
     assert LatentPrior(eps, one).sigma_max == eps.sigma_max

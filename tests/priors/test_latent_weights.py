@@ -16,7 +16,7 @@ from recon.priors import CheckpointError, DenoisingUNet, EDMPrior, LatentPrior, 
 from recon.priors.latent_network import AutoencoderSettings, ConvAutoencoder
 from recon.priors.latent_weights import save_latent
 
-LEVELS = {"sigma_data": 0.8, "sigma_min": 0.02, "sigma_max": 30.0}
+LEVELS: dict[str, Any] = {"sigma_data": 0.8, "sigma_min": 0.02, "sigma_max": 30.0}
 
 
 @pytest.fixture(scope="module")
