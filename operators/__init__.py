@@ -9,7 +9,7 @@ from recon.operators.blur_varying import VaryingBlur, region_weights
 from recon.operators.check import OperatorReport, check
 from recon.operators.colour import Greyscale, colour_filter
 from recon.operators.counts import Counts, draw_counts
-from recon.operators.ct import FanBeamCT, ParallelBeamCT
+from recon.operators.ct import ConeBeamCT, FanBeamCT, ParallelBeamCT
 from recon.operators.custom import from_functions, from_nonlinear, from_numpy
 from recon.operators.hadamard import Hadamard, sequency
 from recon.operators.interop import (
@@ -41,6 +41,7 @@ __all__ = [
     "Blur",
     "CartesianMRI",
     "Clipping",
+    "ConeBeamCT",
     "ConjugateGradient",
     "Counts",
     "Downsampling",

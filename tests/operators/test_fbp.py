@@ -267,7 +267,9 @@ def test_refusals(change: dict[str, Any], error: type[Exception], message: str) 
 def test_the_page_runs() -> None:
     page = (Path(__file__).parents[2] / "docs" / "ct.md").read_text()
     told: dict[str, Any] = {}
-    exec(compile(page.split("```python\n")[1].split("```")[0], "ct.md", "exec"), told)
+    for block in page.split("```python\n")[1:]:
+        exec(compile(block.split("```")[0], "ct.md", "exec"), told)
+    assert float(told["again"][:, 5:7, 7:9, 7:9].mean()) == pytest.approx(0.02, rel=0.1)
     middle = told["first"][:, 26:38, 29:35]  # away from the edges, which the window smooths
     assert float(middle.mean()) == pytest.approx(0.02, rel=0.03)
     error = (told["image"] - told["body"]).norm() / told["body"].norm()
