@@ -149,7 +149,7 @@ def nearest(A: ConeBeamCT, y: Tensor) -> Tensor:
     points = torch.cartesian_prod(*(torch.arange(n, dtype=F64) for n in A.domain.shape[1:]))
     m = geometry._seen(A._views, points)
     column, row = ((m[..., i] / m[..., 2]).round().long() for i in (0, 1))
-    (rows, columns), x = A.range.shape[2:], y.new_zeros(*y.shape[:-4], len(points))
+    (rows, columns), x = A.range.shape[2:], y.new_zeros(*y.shape[:-3], len(points))
     for v in range(len(m)):
         inside = (row[v] >= 0) & (row[v] < rows) & (column[v] >= 0) & (column[v] < columns)
         x = x + inside * y[..., v, row[v].clamp(0, rows - 1), column[v].clamp(0, columns - 1)]
@@ -390,7 +390,7 @@ def test_refusals(make: Callable[[], object], message: str) -> None:
 @pytest.mark.filterwarnings("default")
 def test_a_detector_that_misses_is_named_with_what_it_covers() -> None:
     # a slab of half the width of a ball is (3 / 2 - 1 / 8) / 2 = .69 of it
-    with pytest.warns(UserWarning, match=r"covers 71\.2% .* on average over the views"):
+    with pytest.warns(UserWarning, match=r"covers 71\.2% .*on average over the views"):
         ConeBeamCT(16, turn(4), (40, 8), 1e4)
-    with pytest.warns(UserWarning, match=r"covers \d+\.\d% .* in any view"):
+    with pytest.warns(UserWarning, match=r"covers \d+\.\d% .*in any view"):
         ConeBeamCT((40, 8, 8), turn(8), (4, 20), 40.0, 0.0, pitch=2.0)
