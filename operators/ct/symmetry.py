@@ -10,7 +10,7 @@ matrix, so that 8 columns cost about as much as one while the matrix shrinks up 
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from recon.operators.ct.gather import Gather
 from recon.operators.ct.geometry import Geometry
 from recon.operators.ct.joseph import Rows, SparsePair, count_taps, joseph_rows
+from recon.operators.linear_map import linear_map
 
 Method = Literal["auto", "symmetry", "matrix", "gather"]
 
@@ -83,42 +84,6 @@ def variants(shape: tuple[int, int], elements: Tensor) -> Tensor:
         moved = moved.flip(0, 1).T if element & 4 else moved
         columns.append(moved.reshape(-1))
     return torch.stack(columns, 1)
-
-
-class _Linear(torch.autograd.Function):
-    """A linear map whose derivative is itself and whose gradient is its adjoint, at any order."""
-
-    @staticmethod
-    def forward(x: Tensor, apply: Callable[[Tensor], Tensor],
-                adjoint: Callable[[Tensor], Tensor]) -> Tensor:  # noqa: ARG004 for the gradient
-        return apply(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...],
-                      output: Tensor) -> None:  # noqa: ARG004 torch's signature
-        _, ctx.linear, ctx.linear_adjoint = inputs
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return _linear(grads[0], ctx.linear_adjoint, ctx.linear), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        return _linear(tangents[0], ctx.linear, ctx.linear_adjoint)
-
-    @staticmethod
-    def vmap(info: Any,  # noqa: ARG004 torch's signature
-             in_dims: tuple[Any, ...], x: Tensor, apply: Callable[[Tensor], Tensor],
-             adjoint: Callable[[Tensor], Tensor]) -> tuple[Tensor, int]:
-        x = x.movedim(in_dims[0], 0)  # (mapped, items, n)
-        y = _linear(x.flatten(0, 1), apply, adjoint)
-        return y.reshape(*x.shape[:2], y.shape[1]), 0
-
-
-def _linear(x: Tensor, apply: Callable[[Tensor], Tensor],
-            adjoint: Callable[[Tensor], Tensor]) -> Tensor:
-    result: Tensor = _Linear.apply(x, apply, adjoint)
-    return result
 
 
 class LineIntegrals(nn.Module):
@@ -196,11 +161,11 @@ class LineIntegrals(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """``(items, pixels)`` to ``(items, rays)``."""
-        return _linear(x, self._project, self._backproject)
+        return linear_map(x, self._project, self._backproject)
 
     def backproject(self, y: Tensor) -> Tensor:
         """``(items, rays)`` to ``(items, pixels)``."""
-        return _linear(y, self._backproject, self._project)
+        return linear_map(y, self._backproject, self._project)
 
     def path(self, items: int) -> Method:
         """Which path that many items take."""
