@@ -1,8 +1,8 @@
 """Time ConeBeamCT against mbirjax: ``python tests/benchmarks/cone.py --mbirjax ENV/bin/python``.
 
-64^3 voxels, 60 views of a full turn, 96 x 96 detector pixels, float32, CPU time of one thread. mbirjax
-brings jax and wants an environment of its own, whose interpreter is given; it runs as a second
-process before and after ours, and the ratio is to the faster of the two.
+64^3 voxels, 60 views of a full turn, 96 x 96 detector pixels, float32, CPU time of one thread.
+mbirjax brings jax and wants an environment of its own, whose interpreter is given; it runs as a
+second process before and after ours, and the ratio is to the faster of the two.
 """
 
 import argparse
@@ -21,7 +21,8 @@ import statistics, time
 import jax, jax.numpy as jnp, mbirjax, numpy as np
 model = mbirjax.ConeBeamModel((60, 96, 96), jnp.linspace(0, 2 * np.pi, 60, endpoint=False),
                               source_detector_dist=300.0, source_iso_dist=200.0)
-model.set_params(recon_shape=(64, 64, 64), delta_det_row=1.5, delta_det_channel=1.5, delta_voxel=1.0)
+model.set_params(recon_shape=(64, 64, 64), delta_det_row=1.5, delta_det_channel=1.5,
+                 delta_voxel=1.0)
 x = jnp.asarray(np.random.rand(64, 64, 64).astype(np.float32))
 y = model.forward_project(x)
 for name, call in (("forward", lambda: model.forward_project(x)),
