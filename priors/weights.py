@@ -16,7 +16,7 @@ from recon.priors.loaders.declared import Declared, Predicts, ValueRange
 from recon.priors.network import DenoisingUNet, EDMPrior, UNetSettings
 from recon.priors.parameterisation import Schedule
 
-SHIPPED = ("brain-mri",)
+SHIPPED = ("brain-mri", "chest-ct")
 FORMAT = 1
 
 
