@@ -52,7 +52,7 @@ def measured(fine: Tensor, views: int, pixel: float, noise: float, seed: int
     size = (fine.shape[-2] // 2, fine.shape[-1] // 2)
     bins = math.ceil(math.hypot(*size)) + 1
     angles = torch.arange(views, dtype=torch.float64) * (math.pi / views)
-    finer = ParallelBeamCT(fine.shape, angles, 2 * bins, 0.0, pixel, pixel)
+    finer = ParallelBeamCT((2 * size[0], 2 * size[1]), angles, 2 * bins, 0.0, pixel, pixel)
     y = finer(fine[None])
     y = (y[..., ::2] + y[..., 1::2]) / 2
     y = y + noise * torch.randn(y.shape, generator=torch.Generator().manual_seed(seed))

@@ -56,7 +56,8 @@ def nearest(queries: Tensor, known: Tensor) -> Tensor:
     for turned in (square, square.transpose(1, 2)):
         for flips in ((), (1,), (2,), (1, 2)):
             rows = turned.flip(flips).reshape(-1, PATCH**2)
-            for part in known.split(20_000):
+            for first in range(0, len(known), 20_000):
+                part = known[first : first + 20_000]
                 best = torch.maximum(best, (rows @ part.T).amax(1))
     return (2 - 2 * best).clamp(min=0).sqrt()
 

@@ -80,7 +80,9 @@ def train(folder: Path, out: Path, validate: Path, settings: Settings, *, name: 
     check_stacks(stacks, others, settings)
     look = Look(s.crop, s.pixel_mm, s.thickness_mm, s.warp, s.recolour, s.phase, s.margin, s.air)
     is_complex = s.phase or stacks[0].values.is_complex()
-    recipe = Recipe(is_complex, s.steps, s.widths, s.blocks, s.rate, s.decay, s.seed)
+    first, second, third, fourth = s.widths
+    recipe = Recipe(is_complex, s.steps, (first, second, third, fourth), s.blocks, s.rate,
+                    s.decay, s.seed)
     about = {"train": {stack.name: fingerprint(stack) for stack in stacks}, "batch": s.batch,
              "look": look._asdict()}
     held_out = held_out_images(others, phase=s.phase)

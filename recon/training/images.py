@@ -53,9 +53,10 @@ def read_stacks(folder: Path, *, unit: str | None = None,
 
 def check_alike(stacks: Sequence[Stack]) -> None:
     """Raise ValueError for real and complex images, or HU and other units, side by side."""
-    for what, split in [("complex", lambda s: s.values.is_complex()), ("in HU", lambda s: s.in_hu)]:
-        yes = [s.name for s in stacks if split(s)]
-        no = [s.name for s in stacks if not split(s)]
+    for what, flags in [("complex", [s.values.is_complex() for s in stacks]),
+                        ("in HU", [s.in_hu for s in stacks])]:
+        yes, no = ([s.name for s, flag in zip(stacks, flags, strict=True) if flag is wanted]
+                   for wanted in (True, False))
         if yes and no:
             advice = "; if it is in HU, say so with --unit HU" if what == "in HU" else ""
             raise ValueError(f"{yes[0]} is {what} and {no[0]} is not: a prior is of one kind of "

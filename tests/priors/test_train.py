@@ -180,7 +180,8 @@ def test_workers_change_nothing(tmp_path: Path) -> None:
 def test_the_prior_written_is_the_moving_average(folder: Path, tmp_path: Path,
                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[Tensor]] = []
-    one, runs = Training.one, []
+    runs: list[Training] = []
+    one = Training.one
 
     def noted(self: Training, step: int, x0: Tensor) -> Tensor:
         if not seen:
