@@ -182,16 +182,27 @@ class _Trial:
         spread = math.sqrt(float((x0 - x0.mean()).abs().square().mean()) / real)
         if not spread > 0:
             raise ValueError("check: want images that are not constant")
+        self.spread = spread
+        self.sigmas = self._levels(prior)
+        self.noises = [_noise(x0, generator) for _ in self.sigmas]
+
+    def _levels(self, prior: Prior) -> list[float]:
         unit = float(torch.as_tensor(prior.scale).max())
-        low = max(_LEVELS[0] * spread, prior.sigma_min * unit)
-        high = min(_LEVELS[-1] * spread, prior.sigma_max * unit)
+        low = max(_LEVELS[0] * self.spread, prior.sigma_min * unit)
+        high = min(_LEVELS[-1] * self.spread, prior.sigma_max * unit)
         if not low < high:
             # of images far smaller or larger than the prior's: its own levels, to see by how much
             low, high = prior.sigma_min * unit, prior.sigma_max * unit
-        between = torch.logspace(math.log10(low), math.log10(high), len(_LEVELS)).tolist()
-        inside = [s * spread for s in _LEVELS]
-        self.sigmas = inside if low <= inside[0] and inside[-1] <= high else between
-        self.noises = [_noise(x0, generator) for _ in self.sigmas]
+        between: list[float] = torch.logspace(math.log10(low), math.log10(high),
+                                              len(_LEVELS)).tolist()
+        inside = [s * self.spread for s in _LEVELS]
+        return inside if low <= inside[0] and inside[-1] <= high else between
+
+    def of(self, prior: Prior) -> "_Trial":
+        """The same images and noise at the levels that ``prior`` is meant for."""
+        other = copy.copy(self)
+        other.sigmas = self._levels(prior)
+        return other
 
     def removed(self, denoise: Denoise) -> list[tuple[Tensor, Tensor]]:
         """Noise put in and taken away, at each level."""
@@ -225,15 +236,10 @@ def _mean(error: Tensor) -> float:
 
 def _findings(prior: Prior, trial: _Trial, levels: tuple[LevelRow, ...], quantile: float,
               drawn: bool) -> tuple[Finding, ...]:
-    given = [row.error**2 for row in levels]
     works = all(row.passed for row in levels)
     readings = [r for r in _readings(prior, quantile, works)
                 if not (drawn and r.name in ("range", "scale", "channels"))]
-    found = [trial.errors(r.denoise) for r in readings]
-    # another reading is the right one if it is better, and good
-    gains = [_gain(given, errors) if all(e <= row.limit**2 for e, row in
-                                         zip(errors, levels, strict=True)) else 0.0
-             for errors in found]
+    gains = [_gain_of(r, prior, trial, levels) for r in readings]
     best = max(range(len(readings)), key=lambda i: gains[i])
     fault = readings[best] if gains[best] > _GAIN else None
     findings = []
@@ -248,6 +254,19 @@ def _findings(prior: Prior, trial: _Trial, levels: tuple[LevelRow, ...], quantil
         else:
             findings.append(Finding(name, True, right))
     return (_noise_finding(levels, works, fault is not None), *findings)
+
+
+def _gain_of(reading: "_Reading", prior: Prior, trial: _Trial,
+             levels: tuple[LevelRow, ...]) -> float:
+    """Decibels that another reading saves, if it is good at every level too; else 0."""
+    if reading.name == "scale" and isinstance(reading.denoise, Prior):
+        # in another unit the prior is meant for other levels, and may know nothing of these
+        trial = trial.of(reading.denoise)
+        levels = trial.rows(prior)
+    errors = trial.errors(reading.denoise)
+    if any(e > row.limit**2 for e, row in zip(errors, levels, strict=True)):
+        return 0.0
+    return _gain([row.error**2 for row in levels], errors)
 
 
 def _noise_finding(levels: tuple[LevelRow, ...], works: bool, explained: bool) -> Finding:
