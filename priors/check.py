@@ -5,9 +5,7 @@ takes away, ``x - D``, the true noise is found exactly once: ``<sigma n, x - D> 
 average, at every level. A wrong sign, unit or level breaks this, and what mends it names the fault.
 """
 
-import copy
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,39 +13,11 @@ import torch
 from torch import Tensor
 
 from recon.priors.base import Prior
-from recon.priors.parameterisation import (
-    EpsilonPrior,
-    Flow,
-    FlowPrior,
-    ScorePrior,
-    VarianceExploding,
-    VariancePreserving,
-    VelocityPrior,
-    X0Prior,
-    _NetworkPrior,
-)
+from recon.priors.check_levels import LevelRow, Trial, noise_like
+from recon.priors.check_readings import Reading, readings
 
-Denoise = Callable[[Tensor, Tensor], Tensor]
-
-_LEVELS = (0.05, 0.2, 0.6, 2.0, 6.0)  # times the images' deviation
 _GAIN = 1.0  # decibels on average, from which another reading is the right one
 _MOST = 4  # images
-
-
-class LevelRow(NamedTuple):
-    """One noise level: root mean square error, what it must stay below, and the noise found.
-
-    ``found`` is ``<sigma n, x - D> / |x - D|^2``, which is one for the mean of the posterior.
-    """
-
-    sigma: float
-    error: float
-    limit: float
-    found: float
-
-    @property
-    def passed(self) -> bool:
-        return self.error <= self.limit and 0.5 <= self.found <= 2
 
 
 class Finding(NamedTuple):
@@ -126,7 +96,7 @@ def check(prior: Prior, images: Tensor | None = None, *, size: tuple[int, ...] =
         quantile = float(x0.abs().flatten().double().quantile(0.995))
         if prior.normalised and not drawn:
             prior = prior.rescaled(quantile)
-        trial = _Trial(prior, x0, generator)
+        trial = Trial(prior, x0, generator)
         levels = trial.rows(prior)
         findings = _findings(prior, trial, levels, quantile, drawn)
     return PriorReport(_label(prior), levels, findings)
@@ -159,89 +129,21 @@ def _draws(prior: Prior, size: tuple[int, ...], generator: torch.Generator) -> T
     sigmas = scale * torch.logspace(math.log10(top), math.log10(low), 32, dtype=torch.float64)
     like = torch.empty(2, *shape, dtype=torch.complex64 if prior.is_complex else torch.float32,
                        device=next((t.device for t in prior.parameters()), None))
-    x = float(sigmas[0]) * _noise(like, generator)
+    x = float(sigmas[0]) * noise_like(like, generator)
     for sigma, after in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
         x0 = prior(x, sigma)
         x = x0 + after / sigma * (x - x0)
     return prior(x, low * scale)
 
 
-def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
-    parts = (*like.shape, 2) if like.is_complex() else like.shape
-    n = torch.randn(parts, generator=generator, dtype=torch.float32).to(like.device)
-    return torch.view_as_complex(n) if like.is_complex() else n
-
-
-class _Trial:
-    """The same noisy images for the prior and for every other reading of it."""
-
-    def __init__(self, prior: Prior, x0: Tensor, generator: torch.Generator) -> None:
-        self.x0 = x0
-        real = 2 if x0.is_complex() else 1  # numbers per pixel
-        self.energy = float(x0.abs().square().mean()) / real
-        spread = math.sqrt(float((x0 - x0.mean()).abs().square().mean()) / real)
-        if not spread > 0:
-            raise ValueError("check: want images that are not constant")
-        self.spread = spread
-        self.sigmas = self._levels(prior)
-        self.noises = [_noise(x0, generator) for _ in self.sigmas]
-
-    def _levels(self, prior: Prior) -> list[float]:
-        unit = float(torch.as_tensor(prior.scale).max())
-        low = max(_LEVELS[0] * self.spread, prior.sigma_min * unit)
-        high = min(_LEVELS[-1] * self.spread, prior.sigma_max * unit)
-        if not low < high:
-            # of images far smaller or larger than the prior's: its own levels, to see by how much
-            low, high = prior.sigma_min * unit, prior.sigma_max * unit
-        between: list[float] = torch.logspace(math.log10(low), math.log10(high),
-                                              len(_LEVELS)).tolist()
-        inside = [s * self.spread for s in _LEVELS]
-        return inside if low <= inside[0] and inside[-1] <= high else between
-
-    def of(self, prior: Prior) -> "_Trial":
-        """The same images and noise at the levels that ``prior`` is meant for."""
-        other = copy.copy(self)
-        other.sigmas = self._levels(prior)
-        return other
-
-    def removed(self, denoise: Denoise) -> list[tuple[Tensor, Tensor]]:
-        """Noise put in and taken away, at each level."""
-        found = []
-        for sigma, n in zip(self.sigmas, self.noises, strict=True):
-            noise = sigma * n
-            x = self.x0 + noise
-            told = torch.full((len(x),), sigma, dtype=torch.float32, device=x.device)
-            found.append((noise, x - denoise(x, told)))
-        return found
-
-    def errors(self, denoise: Denoise) -> list[float]:
-        """Mean squares of what each level leaves."""
-        return [_mean(noise - taken) for noise, taken in self.removed(denoise)]
-
-    def rows(self, denoise: Denoise) -> tuple[LevelRow, ...]:
-        rows = []
-        for sigma, (noise, taken) in zip(self.sigmas, self.removed(denoise), strict=True):
-            along = float((noise.conj() * taken).real.double().mean())
-            whole = float(taken.abs().square().double().mean())
-            found = along / whole if whole > 0 else math.inf
-            limit = math.sqrt(1.05 * min(sigma**2, self.energy))
-            rows.append(LevelRow(sigma, math.sqrt(_mean(noise - taken)), limit, found))
-        return tuple(rows)
-
-
-def _mean(error: Tensor) -> float:
-    mean = float(error.abs().square().double().mean()) / (2 if error.is_complex() else 1)
-    return mean if math.isfinite(mean) else math.inf
-
-
-def _findings(prior: Prior, trial: _Trial, levels: tuple[LevelRow, ...], quantile: float,
+def _findings(prior: Prior, trial: Trial, levels: tuple[LevelRow, ...], quantile: float,
               drawn: bool) -> tuple[Finding, ...]:
     works = all(row.passed for row in levels)
-    readings = [r for r in _readings(prior, quantile, works)
-                if not (drawn and r.name in ("range", "scale", "channels"))]
-    gains = [_gain_of(r, prior, trial, levels) for r in readings]
-    best = max(range(len(readings)), key=lambda i: gains[i])
-    fault = readings[best] if gains[best] > _GAIN else None
+    others = [r for r in readings(prior, quantile, works)
+              if not (drawn and r.name in ("range", "scale", "channels"))]
+    gains = [_gain_of(r, prior, trial, levels) for r in others]
+    best = max(range(len(others)), key=lambda i: gains[i])
+    fault = others[best] if gains[best] > _GAIN else None
     findings = []
     for name, right in _RIGHT.items():
         if drawn and name in ("range", "scale", "channels"):
@@ -256,7 +158,7 @@ def _findings(prior: Prior, trial: _Trial, levels: tuple[LevelRow, ...], quantil
     return (_noise_finding(levels, works, fault is not None), *findings)
 
 
-def _gain_of(reading: "_Reading", prior: Prior, trial: _Trial,
+def _gain_of(reading: Reading, prior: Prior, trial: Trial,
              levels: tuple[LevelRow, ...]) -> float:
     """Decibels that another reading saves, if it is good at every level too; else 0."""
     if reading.name == "scale" and isinstance(reading.denoise, Prior):
@@ -300,112 +202,3 @@ def _gain(given: list[float], other: list[float]) -> float:
     each = [10 * math.log10(a / b) if 0 < b < math.inf and a < math.inf else
             -100.0 if b == math.inf else 100.0 for a, b in zip(given, other, strict=True)]
     return sum(max(-100.0, min(100.0, e)) for e in each) / len(each)
-
-
-class _Reading(NamedTuple):
-    """Another way to understand the same network, and what was wrong if it is the right one."""
-
-    name: str
-    words: str
-    denoise: Denoise
-
-
-def _readings(prior: Prior, quantile: float, works: bool) -> list[_Reading]:
-    found = [_Reading("sign", "it adds noise: it predicts the negative of what it was taken for, "
-                              "as a score is of the noise", lambda x, s: 2 * x - prior(x, s))]
-    if not prior.is_complex:
-        found += [
-            _Reading("range", "it knows images from -1 to 1 and was given them from 0 to 1: load "
-                              "it with value_range=(-1, 1), or take prior.rescaled(0.5, 0.5)",
-                     prior.rescaled(0.5, 0.5)),
-            _Reading("range", "it knows images from 0 to 1 and was given them from -1 to 1: take "
-                              "prior.rescaled(2, -1)", prior.rescaled(2.0, -1.0))]
-    if quantile > 0 and not 0.5 < quantile < 2:
-        found.append(_Reading(
-            "scale", f"its unit is not these images', whose 99.5 % quantile is {quantile:.3g}: "
-            f"take prior.rescaled({quantile:.3g})", prior.rescaled(quantile)))
-    for factor in (0.25, 4.0):
-        found.append(_Reading("level", f"it is told the wrong noise level, by about {factor:g}: "
-                                       "look at its schedule", _told(prior, factor)))
-    if prior.is_complex:
-        found.append(_Reading("channels", "its real and imaginary parts are swapped",
-                              lambda x, s: _swap(prior(_swap(x), s))))
-    elif prior.channels > 1:
-        dim = -prior.item_ndim
-        found.append(_Reading("channels", "its channels stand in the opposite order",
-                              lambda x, s: prior(x.flip(dim), s).flip(dim)))
-    return found if works else found + _of_network(prior)
-
-
-def _told(prior: Prior, factor: float) -> Denoise:
-    return lambda x, sigma: prior(x, factor * sigma)
-
-
-def _swap(x: Tensor) -> Tensor:
-    return torch.complex(x.imag, x.real)
-
-
-def _of_network(prior: Prior) -> list[_Reading]:
-    """Other predictions and other times for the network inside, where there is one."""
-    inner = next((m for m in prior.modules() if isinstance(m, _NetworkPrior)), None)
-    if inner is None:
-        return []
-    kinds = {EpsilonPrior: "the noise", ScorePrior: "the score", X0Prior: "the image",
-             VelocityPrior: "a velocity v", FlowPrior: "the velocity of a flow"}
-    low, high = inner.sigma_min, inner.sigma_max
-    times = [
-        ("the index of the linear schedule", VariancePreserving.linear()),
-        ("that index counted from noise to image", _Backwards(VariancePreserving.linear())),
-        ("that index over its number", _Share(VariancePreserving.linear())),
-        ("sigma", VarianceExploding(low, high)),
-        ("log(sigma)", VarianceExploding(low, high, time=torch.log)),
-        ("the share of noise of a flow", Flow()),
-        ("the share of image of a flow", Flow(time=lambda t: 1 - t)),
-    ]
-    found = []
-    for kind, what in kinds.items():
-        if kind is not type(inner) and isinstance(inner.schedule, kind.schedules):
-            found.append(_Reading("prediction", f"it predicts {what}",
-                                  _other(prior, inner, kind, inner.schedule)))
-    for what, schedule in times:
-        if isinstance(schedule, type(inner).schedules):
-            found.append(_Reading("level", f"it wants to be told {what}, not what its schedule "
-                                           "says", _other(prior, inner, type(inner), schedule)))
-    return found
-
-
-class _Backwards(VariancePreserving):
-    def __init__(self, like: VariancePreserving) -> None:
-        super().__init__(1 / (1 + (2 * like.log_sigmas).exp()))
-
-    def time(self, sigma: Tensor) -> Tensor:
-        return len(self.log_sigmas) - 1 - super().time(sigma)
-
-
-class _Share(_Backwards):
-    def time(self, sigma: Tensor) -> Tensor:
-        return VariancePreserving.time(self, sigma) / len(self.log_sigmas)
-
-
-def _other(prior: Prior, inner: _NetworkPrior, kind: type[_NetworkPrior],
-           schedule: torch.nn.Module) -> Denoise:
-    other = kind(inner.network, schedule.to(_device(inner)), inner.channels,  # type: ignore[arg-type]
-                 spatial_ndim=inner.spatial_ndim, max_batch=inner.max_batch)
-    return _replaced(prior, inner, other)
-
-
-def _replaced(prior: Prior, inner: Prior, other: Prior) -> Prior:
-    """The prior with another one at its heart, sharing the network."""
-    if prior is inner:
-        return other
-    shell = copy.copy(prior)
-    shell._modules = dict(prior._modules)
-    for name, module in prior._modules.items():
-        if isinstance(module, Prior):
-            shell._modules[name] = _replaced(module, inner, other)
-    return shell
-
-
-def _device(prior: Prior) -> torch.device:
-    tensors = [*prior.parameters(), *prior.buffers()]
-    return tensors[0].device if tensors else torch.device("cpu")
