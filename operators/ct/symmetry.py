@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding_bag
 
 from recon.operators.ct.gather import Gather
 from recon.operators.ct.geometry import Geometry
@@ -210,8 +211,9 @@ class LineIntegrals(nn.Module):
                     ray = self.ray[part]
                     columns.index_add_(0, self.slot[ray], sinogram[ray])
             images = folded.multiply(columns.view(-1, self.columns), transposed=True)
-            images = images.view(-1).index_select(0, self.unpick).view(self.pixels, -1)
-            return images.mv(images.new_ones(self.columns))  # a sum, in half the time of sum(1)
+            # picks and sums in one pass
+            picked = self.unpick.view(self.pixels, -1)
+            return embedding_bag(picked, images.view(-1, 1), mode="sum").view(-1)
 
         return self._each(y, self.pixels, one)
 
