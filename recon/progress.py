@@ -1,12 +1,16 @@
 """A progress bar for long work."""
 
+import sys
 from collections.abc import Callable
 
 
 class Bar:
-    """A progress bar on the terminal, or nothing; yields the function that advances it."""
+    """A progress bar on the terminal, or nothing; yields the function that advances it.
 
-    def __init__(self, shown: bool, total: int | None, name: str) -> None:
+    Lines printed meanwhile stand above it.
+    """
+
+    def __init__(self, shown: bool, total: int | None, name: str, done: int = 0) -> None:
         self.progress = None
         if shown:
             from rich.console import Console
@@ -14,8 +18,10 @@ class Bar:
 
             self.progress = Progress(TextColumn("{task.description}"), BarColumn(),
                                      TextColumn("{task.completed}/{task.total}"),
-                                     TimeRemainingColumn(), console=Console(stderr=True))
-            self.task = self.progress.add_task(name, total=total)
+                                     TimeRemainingColumn(), console=Console(stderr=True),
+                                     # what is piped elsewhere stays there
+                                     redirect_stdout=sys.stdout.isatty())
+            self.task = self.progress.add_task(name, total=total, completed=done)
 
     def __enter__(self) -> Callable[[], None]:
         if self.progress is None:

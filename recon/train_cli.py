@@ -86,7 +86,7 @@ def train(
         workers=workers, device=_device(device), precision=getattr(torch, precision),
         subjects=subjects, list_files=list_files, note=note,
     )
-    run(folder, out, validate, settings, name=name, minutes=minutes, change=change,
+    run(folder, out, validate, settings, name=name, minutes=minutes, change=change, progress=True,
         say=typer.echo)
 
 

@@ -99,11 +99,12 @@ class Training:
 
     def run(self, held_out: Sequence[Tensor], *, every: int = 100, stop: int | None = None,
             seconds: float = math.inf, workers: int = 0,
-            say: Callable[[Check], None] = lambda _: None) -> bool:
+            say: Callable[[Check], None] = lambda _: None,
+            advance: Callable[[], None] = lambda: None) -> bool:
         """Train to the recipe's last step, to ``stop``, or about ``seconds``; whether it is done.
 
         Every ``every`` steps the state is written, the held-out images are denoised and ``say`` is
-        told. Data are made by ``workers`` processes beside this one.
+        told; ``advance`` is called after each step. Data are made by ``workers`` processes.
         """
         began, losses = time.monotonic(), []
         self.begun_at = self.step
@@ -114,6 +115,7 @@ class Training:
         for step, x0 in zip(todo, batches, strict=True):
             losses.append(self.one(step, x0))
             self.step = step + 1
+            advance()
             late = time.monotonic() - began > seconds
             if self.step % every == 0 or self.step == last or late:
                 loss = float(torch.stack(losses).mean())

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from recon import priors
 from recon.priors.training import Check, Look, Recipe, Stack, Training, batch, held_out_images
+from recon.progress import Bar
 from recon.training.card import card_of, write_card
 from recon.training.images import WINDOW_HU, check_alike, read_stacks
 from recon.training.preview import write_preview
@@ -48,7 +49,7 @@ class Settings(NamedTuple):
 
 
 def train(folder: Path, out: Path, validate: Path, settings: Settings, *, name: str | None = None,
-          minutes: float | None = None, change: bool = False,
+          minutes: float | None = None, change: bool = False, progress: bool = False,
           say: Callable[[str], None] = print) -> Path:
     """Train a prior on a folder's images, or go on with it; returns the path of its weights.
 
@@ -105,8 +106,9 @@ def train(folder: Path, out: Path, validate: Path, settings: Settings, *, name: 
         if check.step % s.previews == 0:
             _preview(out, check.step, training, held_out, s)
 
-    done = training.run(held_out, every=s.every, workers=s.workers, say=told,
-                        seconds=math.inf if minutes is None else 60 * minutes)
+    with Bar(progress, s.steps, "steps", training.step) as advance:
+        done = training.run(held_out, every=s.every, workers=s.workers, say=told, advance=advance,
+                            seconds=math.inf if minutes is None else 60 * minutes)
     psnr = reached[0].psnr if reached else training.checked(held_out)
     _preview(out, training.step, training, held_out, s)
     card = card_of(training, stacks, others, settings, psnr)

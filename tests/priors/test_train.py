@@ -611,7 +611,19 @@ def test_the_command_refuses_in_one_line(recon_train: Callable[..., Ran],
 
 def test_checks_tell_where_the_training_stands(tmp_path: Path) -> None:
     told: list[Check] = []
-    training(tmp_path / "run").run([torch.rand(1, 16, 16)], every=5, say=told.append)
+    steps: list[int] = []
+    training(tmp_path / "run").run([torch.rand(1, 16, 16)], every=5, say=told.append,
+                                   advance=lambda: steps.append(len(told)))
     assert [check.step for check in told] == [5, 10, 12]
     assert all(len(check.psnr) == len(CHECKED) for check in told)
-    assert told[-1].rate < told[0].rate or told[-1].step < 150
+    assert steps == 5 * [0] + 5 * [1] + 2 * [2]
+
+
+def test_a_bar_begins_where_the_run_stands(folder: Path, tmp_path: Path,
+                                           capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other.npy"
+    settings = TINY._replace(every=5)
+    train(folder, tmp_path / "run", other, settings, minutes=1e-9, say=quiet, progress=True)
+    assert "1/12" in capsys.readouterr().err
+    train(folder, tmp_path / "run", other, settings, say=quiet, progress=True)
+    assert "12/12" in capsys.readouterr().err
