@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, split
-from torch.fft import fft, fftn, ifft, ifftn, ifftshift
+from torch.fft import fft, fftn, ifftn, ifftshift
 
 from recon.operators.base import LinearOperator, Operator
 from recon.operators.mri.arguments import checked_maps, checked_mask, checked_shape
@@ -16,14 +16,16 @@ from recon.operators.mri.sensitivity import (
     coil_images,
     coil_sum,
     items_of,
+    map_sum,
     mixed_maps,
     total,
 )
 from recon.space import Space
 
 # On a CPU, temporaries that fit a core's second-level cache are twice as fast as whole coil
-# stacks, and from 32 MiB on the allocator maps, faults and unmaps every page at every call.
-_BLOCK_BYTES = 2**20
+# stacks, and from 32 MiB on the allocator maps, faults and unmaps every page at every call; below
+# half a MiB each call of a transform, which plans anew, costs more than the cache saves.
+_BLOCK_BYTES = 2**19
 _WHOLE_BATCH_BYTES = 4 * 2**20
 
 _Part = Callable[[Tensor, Tensor | None, Tensor], Tensor]
@@ -164,28 +166,40 @@ class CartesianMRI(LinearOperator):
         kept = ifftshift(mask, self._axes).to(x.dtype.to_real())
         if maps is None:
             return self._filter(x, kept, mask)
-
-        def through(part: Tensor, S: Tensor) -> Tensor:
-            images = self._filter(coil_images(part, S, self.sets, self.ndim), kept, mask)
-            return coil_sum(images, S, self.sets, self.ndim)
-
-        if mask.shape[-self.ndim] > 1:
-            coil = -self.ndim - 1
-            return total(through(x, S) for S in split(maps, self._at_once(x, coil), coil))
-        along = -self.ndim  # parts of the readout are independent of one another
-        size = self._at_once(x, along)
-        return torch.cat([through(part, S) for S, part in
-                          zip(split(maps, size, along), split(x, size, along), strict=True)], along)
+        filtered = self._conjugate_filter(kept, mask)
+        coil, along = -self.ndim - 1, -self.ndim
+        coils = self._at_once(x, coil)
+        # parts of the readout are independent of one another where the mask is constant along it
+        rows = x.shape[along] if mask.shape[along] > 1 or coils > 1 else self._at_once(x, along)
+        parts = []
+        for S, part in zip(split(maps, rows, along), split(x, rows, along), strict=True):
+            found: Tensor | None = None
+            for some in split(S, coils, coil):
+                # of conjugates, which the sum over coils takes without a copy of conj(S)
+                images = filtered(coil_images(part, some, self.sets, self.ndim))
+                found = map_sum(images, some, self.sets, self.ndim, found)
+            assert found is not None  # there is at least one coil
+            parts.append(found.conj_physical_())
+        return parts[0] if len(parts) == 1 else torch.cat(parts, along)
 
     def _filter(self, x: Tensor, gain: Tensor, mask: Tensor) -> Tensor:
-        """``F^H gain F x``, the gain in the order of ``fft``."""
-        # Both transforms unscaled, their scale in the small gain: one pass less over the coils
-        # each. Along axes of one value of the mask the transforms cancel.
-        dims = tuple(d for d in self._axes[:-1] if mask.shape[d] > 1)
-        k: Tensor = fftn(x, dim=(*dims, -1)) if dims else fft(x)
-        k.mul_(gain / math.prod(x.shape[d] for d in (*dims, -1)))
-        filtered: Tensor = (ifftn(k, dim=(*dims, -1), norm="forward") if dims else
-                            ifft(k, norm="forward"))
+        """``F^H gain F x``, the real gain in the order of ``fft``."""
+        return self._conjugate_filter(gain, mask)(x).conj_physical_()
+
+    def _conjugate_filter(self, gain: Tensor, mask: Tensor) -> Callable[[Tensor], Tensor]:
+        """``x -> conj(F^H gain F x) = F (gain conj(F x))``."""
+        # Both transforms unscaled, their scale in the small gain, which conjugates on the way: one
+        # pass less over the coils each. Along axes of one value of the mask the transforms cancel.
+        dims = tuple(d for d in self._axes if d == -1 or mask.shape[d] > 1)
+        gain = gain / math.prod(self.range.shape[d] for d in dims)
+        turned = torch.stack([gain, -gain], -1)
+
+        def filtered(x: Tensor) -> Tensor:
+            k: Tensor = fft(x) if len(dims) == 1 else fftn(x, dim=dims)
+            torch.view_as_real(k).mul_(turned)
+            images: Tensor = fft(k) if len(dims) == 1 else fftn(k, dim=dims)
+            return images
+
         return filtered
 
     def _each(self, part: _Part, x: Tensor) -> Tensor:
@@ -203,12 +217,14 @@ class CartesianMRI(LinearOperator):
         return torch.stack(items).view(batch + items[0].shape) if batch else items[0]
 
     def _at_once(self, x: Tensor, dim: int) -> int:
-        """How many coils, or parts of the readout, of the k-space of ``x`` make one block."""
+        """How many coils, or lines of the readout of one coil, of the k-space of ``x`` are a block.
+        """
         n = self.range.shape[dim]
         total = x.shape[: -self.ndim - 1].numel() * self._item_bytes(x)
         if x.device.type != "cpu" or total == 0:
             return n
-        return min(n, max(1, n * _BLOCK_BYTES * torch.get_num_threads() // total))
+        per_coil = total if dim < -self.ndim else total // self.range.shape[0]
+        return min(n, max(1, n * _BLOCK_BYTES * torch.get_num_threads() // per_coil))
 
     def _item_bytes(self, x: Tensor) -> int:
         return math.prod(self.range.shape) * x.element_size()

@@ -18,12 +18,21 @@ def coil_images(x: Tensor, maps: Tensor | None, sets: int, ndim: int) -> Tensor:
 
 def coil_sum(images: Tensor, maps: Tensor | None, sets: int, ndim: int) -> Tensor:
     """``sum_c conj(maps[s, c]) images[c]`` of each set; may write into ``images``."""
-    if maps is None:
-        return images
+    return images if maps is None else map_sum(images, maps.conj(), sets, ndim)
+
+
+def map_sum(images: Tensor, maps: Tensor, sets: int, ndim: int,
+            before: Tensor | None = None) -> Tensor:
+    """``sum_c maps[s, c] images[c]`` of each set, added to ``before``; may write into both."""
     axis = -ndim - 1
+    if sets == 1 and images.shape[axis] == 1 and before is not None:
+        return before.addcmul_(maps, images)
     if sets == 1:
-        return images.mul_(maps.conj()).sum(axis, keepdim=True)
-    return torch.stack([(images * S.conj()).sum(axis) for S in maps.unbind(axis - 1)], axis)
+        weighted = images.mul_(maps)
+        weighted = weighted if weighted.shape[axis] == 1 else weighted.sum(axis, keepdim=True)
+    else:
+        weighted = torch.stack([(images * S).sum(axis) for S in maps.unbind(axis - 1)], axis)
+    return weighted if before is None else before.add_(weighted)
 
 
 def mixed_maps(matrix: Tensor, maps: Tensor, ndim: int) -> Tensor:
