@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 
+from recon.operators.ct import kernels
 from recon.operators.ct.gather import Gather
 from recon.operators.ct.geometry import Geometry
-from recon.operators.ct.joseph import Rows, SparsePair, count_taps, joseph_rows
+from recon.operators.ct.joseph import count_taps, joseph_rows
 from recon.operators.linear_map import linear_map
+from recon.operators.sparse import Rows, SparsePair
 
 Method = Literal["auto", "symmetry", "matrix", "gather"]
 
@@ -92,7 +94,8 @@ class LineIntegrals(nn.Module):
 
     Three paths give the same numbers to rounding. "symmetry" keeps only the folded matrix and takes
     one image at a time; "matrix" has a row for every line and takes up to 16 images at a time;
-    "gather" stores nothing and is the slowest. "auto" takes the cheaper of the first two for the
+    "gather" stores nothing, is the slowest on a CPU, and on a GPU runs Triton kernels where triton
+    is installed. "auto" takes the cheaper of the first two for the
     number of items, but no matrix pair larger than ``memory_limit`` bytes; where both are, the
     third. Matrices are made when first wanted.
 
@@ -210,7 +213,7 @@ class LineIntegrals(nn.Module):
                 for part in self.parts:
                     ray = self.ray[part]
                     columns.index_add_(0, self.slot[ray], sinogram[ray])
-            images = folded.multiply(columns.view(-1, self.columns), transposed=True)
+            images = folded.multiply(columns.view(-1, self.columns), adjoint=True)
             # picks and sums in one pass
             picked = self.unpick.view(self.pixels, -1)
             return embedding_bag(picked, images.view(-1, 1), mode="sum").view(-1)
@@ -235,9 +238,18 @@ class LineIntegrals(nn.Module):
             if path == "matrix":
                 product = _stored(self.full).multiply(dense, transposed)
             else:
-                product = (self.gather.backproject if transposed else self.gather.project)(dense)
+                product = self._gathered(dense, transposed)
             result[i : i + width] = product.T
         return result
+
+    def _gathered(self, dense: Tensor, transposed: bool) -> Tensor:
+        if kernels.present(dense.device):
+            from recon.operators.ct import gather_triton
+
+            kernels.check_planar(dense.device)
+            kernel = gather_triton.backproject if transposed else gather_triton.project
+            return kernel(self.gather, dense)
+        return (self.gather.backproject if transposed else self.gather.project)(dense)
 
     def _unfolded(self) -> SparsePair:
         """The matrix with a row for every line: kept rows with their columns moved."""
