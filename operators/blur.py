@@ -62,11 +62,17 @@ class Blur(LinearOperator):
         self._spectrum: Spectrum | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        grid, transfer = self._grid, self._spectrum_for(x).transfer
+        grid = self._grid
+        if grid.is_summed(self.kernel, x):
+            return grid.summed(self.kernel, x)
+        transfer = self._spectrum_for(x).transfer
         return grid.from_fourier(transfer * grid.to_fourier(x), not x.is_complex())
 
     def adjoint(self, y: Tensor) -> Tensor:
-        grid, transfer = self._grid, self._spectrum_for(y).transfer
+        grid = self._grid
+        if grid.is_summed(self.kernel, y):
+            return grid.summed_adjoint(self.kernel, y)
+        transfer = self._spectrum_for(y).transfer
         return grid.from_fourier_adjoint(transfer.conj() * grid.to_fourier_adjoint(y),
                                          not y.is_complex())
 

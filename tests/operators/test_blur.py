@@ -131,6 +131,48 @@ def test_every_boundary_is_valid_after_padding(image: tuple[int, int], kernel: t
     assert kernel == (1, 1) or relative(valid(padded[None])[0], backwards) > 1e-2
 
 
+@pytest.mark.parametrize("boundary", NUMPY_PAD | {"valid": ""})
+@pytest.mark.parametrize(("image", "kernel"), SIZES)
+def test_sums_over_small_kernels_are_the_transforms(image: tuple[int, int],
+                                                    kernel: tuple[int, int], boundary: str) -> None:
+    """Single precision on a CPU takes sums, double precision transforms."""
+    k = noise(*kernel)
+    A = Blur(k, Space((2, *image)), boundary)
+    x, y = noise(5, *A.domain.shape, seed=1), noise(5, *A.range.shape, seed=2)
+
+    def check(B: Blur) -> None:
+        assert B._grid.is_summed(B.kernel, x.float())
+        assert relative(B(x.float()), A(x).float()) < 1e-6
+        assert relative(B.adjoint(y.float()), A.adjoint(y).float()) < 1e-6
+
+    assert not A._grid.is_summed(k, x)
+    check(A)
+    leaf = x.float().requires_grad_()
+    (pull,) = torch.autograd.grad(A(leaf), leaf, y.float())
+    assert relative(pull, A.adjoint(y).float()) < 1e-6
+    each = torch.vmap(A, in_dims=1, out_dims=1)(x.float().view(5, 1, *A.domain.shape))
+    assert relative(each[:, 0], A(x).float()) < 1e-6
+    for wrong in (k.flip(0), k.flip(1), k / 2) if min(kernel) > 1 else ():
+        with pytest.raises(AssertionError):
+            check(Blur(wrong, A.domain, boundary))
+
+
+def test_sums_are_taken_where_they_are_quicker() -> None:
+    x = noise(8, 1, 32, 32, dtype=torch.float32)
+
+    def is_summed(kernel: Tensor, x: Tensor = x) -> bool:
+        return Blur(kernel, Space((1, 32, 32)))._grid.is_summed(kernel, x)
+
+    assert is_summed(noise(9, 9))
+    assert not is_summed(noise(11, 11))
+    assert is_summed(noise(11, 11), x.expand(2, 8, 1, 32, 32))
+    assert not is_summed(noise(13, 13), x.expand(9, 8, 1, 32, 32))
+    assert not is_summed(noise(5, 5), x[:1])
+    assert not is_summed(noise(3, 3), x.to("meta"))
+    assert not is_summed(noise(8, 1, 3, 3))
+    assert not is_summed(noise(3, 3), x.double())
+
+
 @pytest.mark.parametrize("boundary", ["reflect", "symmetric", "replicate", "valid"])
 @pytest.mark.parametrize("kind", [torch.float64, torch.complex128])
 def test_adjoint_at_edges_is_that_of_the_matrix(boundary: str, kind: torch.dtype) -> None:
