@@ -1,6 +1,7 @@
 """Coil sensitivities from the fully sampled centre of k-space: ESPIRiT."""
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,20 +12,26 @@ from torch import Tensor, split
 # On a CPU, blocks that stay in cache; on a GPU, large enough to fill it.
 _BLOCK_BYTES = {"cpu": 4 * 2**20}
 _GPU_BLOCK_BYTES = 256 * 2**20
+# by the number of axes of an image
+_SIDES = {2: "rows, columns", 3: "planes, rows, columns"}
+_SIZES = {2: "height, width", 3: "depth, height, width"}
 _SQUARINGS = 5  # the power method's 32nd iterate; BART takes 30 orthogonal iterations
 
 
 class EspiritMaps(NamedTuple):
     """Sensitivities and how well each pixel is explained by them."""
 
-    maps: Tensor  # (*batch, coils, height, width), unit norm over the coils or zero
-    eigenvalues: Tensor  # (*batch, height, width), near 1 inside the object, never above
-    # of several sets: (*batch, sets, coils, height, width) and (*batch, sets, height, width)
+    maps: Tensor  # (*batch, coils, *size), unit norm over the coils or zero
+    eigenvalues: Tensor  # (*batch, *size), near 1 inside the object, never above
+    # of several sets: (*batch, sets, coils, *size) and (*batch, sets, *size)
 
 
 def espirit(kspace: Tensor, calibration: int | Sequence[int] = 24, kernel: int | Sequence[int] = 6,
-            threshold: float = 1e-3, crop: float = 0.8, sets: int = 1) -> Tensor:
+            threshold: float = 1e-3, crop: float = 0.8, sets: int = 1, *,
+            axes: int = 2) -> Tensor:
     """Coil sensitivities ``(*batch, coils, height, width)`` from centred k-space of that shape.
+
+    Those of volumes, ``(*batch, coils, depth, height, width)``, with ``axes=3``.
 
     Patches of ``kernel`` samples of all coils span a space of low dimension; an image whose
     patches lie in that space satisfies ``G(r) maps(r) = maps(r)`` at each pixel, and the maps are
@@ -39,14 +46,14 @@ def espirit(kspace: Tensor, calibration: int | Sequence[int] = 24, kernel: int |
     Parameters
     ----------
     kspace
-        Complex; the images' centre and the zero frequency at index ``n // 2``. Only the
-        calibration region is read.
+        Complex; the images' centre and the zero frequency at index ``n // 2``, along all axes. Only
+        the calibration region is read.
     calibration
         Side, or (rows, columns), of the fully sampled centre; it starts at ``(n - side + 1) // 2``
         like the centre of a fastMRI mask. With a mask of columns all rows may be used:
-        ``(height, central columns)``.
+        ``(height, central columns)``. Of a volume, (planes, rows, columns).
     kernel
-        Side, or (rows, columns), of the patches.
+        Side, or (rows, columns), of the patches; of a volume, (planes, rows, columns).
     threshold
         Share of the largest eigenvalue of the patches' covariance (the square of a singular value)
         up to which a dimension counts as noise.
@@ -57,36 +64,45 @@ def espirit(kspace: Tensor, calibration: int | Sequence[int] = 24, kernel: int |
         many eigenvalues, falling, each zero where its own is not above ``crop``. A second set is
         where the field of view is smaller than the object, or the data are inconsistent (soft
         SENSE, ``bart ecalib -m2``); for ``CartesianMRI(..., sets=2)``.
+    axes
+        Of the images, 2 or 3. The patches of a volume have three axes too: its planes share one
+        noise threshold and one reference of the phase, and one that holds nothing gets zero maps.
+        The decomposition is of ``coils * kernel`` numbers a side (1728 for 8 coils and kernel 6),
+        its time grows with their cube: compress many coils first, or take ``kernel=4``.
     """
-    return espirit_with_eigenvalues(kspace, calibration, kernel, threshold, crop, sets).maps
+    return espirit_with_eigenvalues(kspace, calibration, kernel, threshold, crop, sets,
+                                    axes=axes).maps
 
 
 def espirit_with_eigenvalues(kspace: Tensor, calibration: int | Sequence[int] = 24,
                              kernel: int | Sequence[int] = 6, threshold: float = 1e-3,
-                             crop: float = 0.8, sets: int = 1) -> EspiritMaps:
+                             crop: float = 0.8, sets: int = 1, *, axes: int = 2) -> EspiritMaps:
     """As ``espirit``, with the eigenvalue of each pixel and, where there are several, each set."""
-    if not kspace.is_complex() or kspace.ndim < 3:
+    if axes not in _SIDES:
+        raise ValueError(f"espirit: want axes of 2 or 3, got {axes}")
+    if not kspace.is_complex() or kspace.ndim < axes + 1:
         raise TypeError(
-            "espirit: want complex k-space (*batch, coils, height, width), got "
+            f"espirit: want complex k-space (*batch, coils, {_SIZES[axes]}), got "
             f"{kspace.dtype} {tuple(kspace.shape)}"
         )
     if not (0 <= threshold < 1 and 0 <= crop < 1):
         raise ValueError(f"espirit: want 0 <= threshold, crop < 1, got {threshold}, {crop}")
-    region, patch = _pair("calibration", calibration), _pair("kernel", kernel)
-    size = tuple(kspace.shape[-2:])
+    region, patch = _sides("calibration", calibration, axes), _sides("kernel", kernel, axes)
+    size = tuple(kspace.shape[-axes:])
     for side, n, k in zip(region, size, patch, strict=True):
         if not 1 <= k <= side <= n:
             raise ValueError(
                 f"espirit: want kernel <= calibration <= k-space, got {patch}, {region}, {size}"
             )
-    if not 1 <= sets <= kspace.shape[-3]:
-        raise ValueError(f"espirit: want 1 <= sets <= {kspace.shape[-3]} coils, got {sets}")
-    _check_finite(kspace)
-    start = [(n - side + 1) // 2 for n, side in zip(size, region, strict=True)]
-    centre = kspace[..., start[0]:start[0] + region[0], start[1]:start[1] + region[1]]
-    _check_sampled(kspace, centre)
+    batch, coils = kspace.shape[: -axes - 1], kspace.shape[-axes - 1]
+    if not 1 <= sets <= coils:
+        raise ValueError(f"espirit: want 1 <= sets <= {coils} coils, got {sets}")
+    _check_finite(kspace, axes)
+    centre = kspace
+    for axis, side in zip(range(-axes, 0), region, strict=True):
+        centre = centre.narrow(axis, (centre.shape[axis] - side + 1) // 2, side)
+    _check_sampled(kspace, centre, axes)
 
-    batch, coils = kspace.shape[:-3], kspace.shape[-3]
     items = centre.reshape(batch.numel(), coils, *region)
     # a GPU decomposes several matrices at once; a CPU gains nothing and needs the memory
     parts = split(items, 1 if kspace.device.type == "cpu" else 8)
@@ -96,17 +112,31 @@ def espirit_with_eigenvalues(kspace: Tensor, calibration: int | Sequence[int] = 
     return EspiritMaps(maps, torch.cat([values for _, values in found]).view(*lead, *size))
 
 
-def _espirit(centre: Tensor, patch: tuple[int, int], threshold: float, crop: float,
+def _espirit(centre: Tensor, patch: tuple[int, ...], threshold: float, crop: float,
              size: tuple[int, ...], sets: int) -> tuple[Tensor, Tensor]:
     """Maps ``(items, sets, coils, *size)`` and eigenvalues ``(items, sets, *size)``."""
-    peak = centre.abs().amax((-3, -2, -1), keepdim=True)
+    peak = centre.abs().amax(tuple(range(1, centre.ndim)), keepdim=True)
     centre = centre / torch.where(peak > 0, peak, 1)  # squares of 1e-30 would underflow
     lags = _lag_kernels(_patch_projector(centre, patch, threshold), patch)
     u = principal_coil(centre)
-    budget = _BLOCK_BYTES.get(centre.device.type, _GPU_BLOCK_BYTES)
+    if len(size) == 2:
+        return _plane(lags, u, crop, size, sets)
+    planes = [_plane(torch.einsum("d,bdefij->befij", wave, lags), u, crop, size[1:], sets)
+              for wave in _waves(size[0], patch[0], lags)]
+    maps, values = zip(*planes, strict=True)
+    return torch.stack(maps, -3), torch.stack(values, -3)
+
+
+def _plane(lags: Tensor, u: Tensor, crop: float, size: tuple[int, ...],
+           sets: int) -> tuple[Tensor, Tensor]:
+    """Maps and eigenvalues of one plane from its lags ``(items, 2 ky - 1, 2 kx - 1, coils, coils)``
+    and the coils ``u`` that the phase is relative to.
+    """
+    ky, kx = ((n + 1) // 2 for n in lags.shape[1:3])
+    budget = _BLOCK_BYTES.get(lags.device.type, _GPU_BLOCK_BYTES)
     rows = max(1, budget // (lags[:, 0, 0].numel() * size[1] * lags.element_size()))
-    across = torch.einsum("xd,bedij->bexij", _waves(size[1], patch[1], lags), lags)
-    down = _waves(size[0], patch[0], lags)
+    across = torch.einsum("xd,bedij->bexij", _waves(size[1], kx, lags), lags)
+    down = _waves(size[0], ky, lags)
     largest = dominant if sets == 1 else functools.partial(_several, sets=sets)
     maps, values = zip(*(largest(torch.einsum("yd,bdxij->byxij", wave, across))
                          for wave in split(down, rows)), strict=True)
@@ -118,15 +148,19 @@ def _espirit(centre: Tensor, patch: tuple[int, int], threshold: float, crop: flo
     return torch.where(kept[:, :, None], vector * phase.conj()[:, :, None], 0), value
 
 
-def _patch_projector(centre: Tensor, patch: tuple[int, int], threshold: float) -> Tensor:
-    """Projector onto the span of all patches, ``(items, coils, ky, kx, coils, ky, kx)``."""
+def _patch_projector(centre: Tensor, patch: tuple[int, ...], threshold: float) -> Tensor:
+    """Projector onto the span of all patches, ``(items, coils, *patch, coils, *patch)``."""
     items, coils = centre.shape[:2]
+    axes = len(patch)
     n = coils * math.prod(patch)
     gram = centre.new_zeros(items, n, n)
-    windows = centre.unfold(-2, patch[0], 1).unfold(-2, patch[1], 1)  # coils, y, x, ky, kx
-    rows = max(1, _BLOCK_BYTES["cpu"] // (items * n * windows.shape[3] * centre.element_size()))
-    for block in split(windows, rows, 2):
-        p = block.permute(0, 1, 4, 5, 2, 3).reshape(items, n, -1)  # one patch a column
+    windows = centre
+    for axis, side in enumerate(patch, 2):
+        windows = windows.unfold(axis, side, 1)  # (items, coils, *positions, *patch)
+    positions, within = range(2, 2 + axes), range(2 + axes, 2 + 2 * axes)
+    line = items * n * math.prod(windows.shape[3 : 2 + axes]) * centre.element_size()
+    for block in split(windows, max(1, _BLOCK_BYTES["cpu"] // line), 2):
+        p = block.permute(0, 1, *within, *positions).reshape(items, n, -1)  # one patch a column
         gram += p @ p.mH
     values, vectors = torch.linalg.eigh(gram)
     kept = values > threshold * values[:, -1:]
@@ -134,22 +168,20 @@ def _patch_projector(centre: Tensor, patch: tuple[int, int], threshold: float) -
     return projector.view(items, coils, *patch, coils, *patch)
 
 
-def _lag_kernels(projector: Tensor, patch: tuple[int, int]) -> Tensor:
-    """Sums of the projector over equal lags, ``(items, 2 ky - 1, 2 kx - 1, coils, coils)``.
+def _lag_kernels(projector: Tensor, patch: tuple[int, ...]) -> Tensor:
+    """Sums of the projector over equal lags, ``(items, *(2 patch - 1), coils, coils)``.
 
     A sample is predicted by every patch that holds it; the mean of the predictions is a
     convolution of the coils with these kernels.
     """
-    ky, kx = patch
     items, coils = projector.shape[:2]
-    lags = projector.new_zeros(items, 2 * ky - 1, 2 * kx - 1, coils, coils)
-    for y in range(ky):
-        for x in range(kx):
-            # predicted at (y, x) of the patch from all of it: lags -y .. ky - 1 - y, likewise x
-            lags[:, ky - 1 - y:2 * ky - 1 - y, kx - 1 - x:2 * kx - 1 - x] += (
-                projector[:, :, y, x].permute(0, 3, 4, 1, 2)
-            )
-    return lags / (ky * kx)
+    lags = projector.new_zeros(items, *(2 * k - 1 for k in patch), coils, coils)
+    for at in itertools.product(*map(range, patch)):
+        # predicted at (y, x) of the patch from all of it: lags -y .. ky - 1 - y, likewise x
+        reached = tuple(slice(k - 1 - i, 2 * k - 1 - i) for i, k in zip(at, patch, strict=True))
+        predicted = projector[(slice(None), slice(None), *at)]  # (items, coils, coils, *patch)
+        lags[(slice(None), *reached)] += predicted.movedim((1, 2), (-2, -1))
+    return lags / math.prod(patch)
 
 
 def _waves(n: int, k: int, like: Tensor) -> Tensor:
@@ -190,36 +222,36 @@ def _normalised(vector: Tensor) -> tuple[Tensor, Tensor]:
 
 def principal_coil(centre: Tensor) -> Tensor:
     """First eigenvector of the coils' covariance, its last entry real and positive."""
-    samples = centre.flatten(-2)
+    samples = centre.flatten(2)
     u: Tensor = torch.linalg.eigh(samples @ samples.mH).eigenvectors[..., -1]
     last = u[:, -1:]
     return u * torch.where(last.abs() > 0, last.conj() / last.abs(), 1)
 
 
-def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2:
-        raise ValueError(f"espirit: want {name} as one side or (rows, columns), got {value}")
-    return int(pair[0]), int(pair[1])
+def _sides(name: str, value: int | Sequence[int], axes: int) -> tuple[int, ...]:
+    sides = (value,) * axes if isinstance(value, int) else tuple(int(v) for v in value)
+    if len(sides) != axes:
+        raise ValueError(f"espirit: want {name} as one side or ({_SIDES[axes]}), got {value}")
+    return sides
 
 
-def _check_finite(kspace: Tensor) -> None:
-    finite = torch.isfinite(kspace).flatten(-3).all(-1)
+def _check_finite(kspace: Tensor, axes: int) -> None:
+    finite = torch.isfinite(kspace).flatten(-axes - 1).all(-1)
     if not bool(finite.all()):
         where = f" of item {tuple(int(i) for i in (~finite).nonzero()[0])}" if finite.ndim else ""
         raise ValueError(f"espirit: k-space{where} is not finite: repair or leave out that item")
 
 
-def _check_sampled(kspace: Tensor, centre: Tensor) -> None:
+def _check_sampled(kspace: Tensor, centre: Tensor, axes: int) -> None:
     """Raise if a calibration sample is zero in all coils, except where the whole item is."""
-    empty = ~kspace.flatten(-3).any(-1)[..., None, None]
-    missing = ~(centre.any(-3) | empty)
+    empty = ~kspace.flatten(-axes - 1).any(-1)[(..., *(None,) * axes)]
+    missing = ~(centre.any(-axes - 1) | empty)
     if not bool(missing.any()):
         return
-    rows, columns = centre.shape[-2:]
-    *item, column = (int(i) for i in missing.any(-2).nonzero()[0])
+    region = centre.shape[-axes:]
+    *item, column = (int(i) for i in missing.flatten(-axes, -2).any(-2).nonzero()[0])
     where = f" of item {tuple(item)}" if item else ""
     raise ValueError(
-        f"espirit: calibration column {column} of {columns}{where} holds zeros: the central "
-        f"{rows} x {columns} samples are not all measured, pass a smaller calibration"
+        f"espirit: calibration column {column} of {region[-1]}{where} holds zeros: the central "
+        f"{' x '.join(map(str, region))} samples are not all measured, pass a smaller calibration"
     )

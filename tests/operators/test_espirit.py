@@ -3,7 +3,9 @@
 import math
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -194,6 +196,114 @@ def test_bart_on_a_measured_head(options: list[str], settings: dict[str, float],
     assert float(sines(maps, bart)[where].quantile(0.99)) < 1e-3
     turn = (bart.conj() * maps).sum(0)[where].mean()
     assert abs(abs(turn) - 1) < 1e-3  # one phase for the whole image
+    with pytest.raises(AssertionError):
+        assert_same_coils(maps.conj(), bart, where)
+
+
+def volume(coils_: int = 4, depth: int = 24, height: int = 26, width: int = 23,
+           ) -> tuple[Tensor, Tensor, Tensor]:
+    """k-space (complex64) of an ellipsoid, true maps and where the object is.
+
+    The coils turn their phase and move along the planes, the first and last of which are empty.
+    """
+    z, y, x = torch.meshgrid(*(torch.linspace(-1, 1, n, dtype=torch.float64)
+                               for n in (depth, height, width)), indexing="ij")
+    maps = []
+    for i in range(coils_):
+        a = 2 * math.pi * (i + 0.3) / coils_
+        far = ((y - 1.3 * math.sin(a)) ** 2 + (x - 1.3 * math.cos(a)) ** 2
+               + (z - 0.6 * (-1) ** i) ** 2)
+        maps.append(torch.polar(torch.exp(-far / 2), a + 1.2 * z * math.cos(a) + x * math.sin(a)))
+    stacked = torch.stack(maps)
+    stacked = stacked / stacked.abs().square().sum(0).sqrt()
+    inside = (z / 0.6) ** 2 + (y / 0.8) ** 2 + (x / 0.7) ** 2 < 1
+    noise = torch.randn(inside.shape, generator=torch.Generator().manual_seed(1),
+                        dtype=torch.float64)
+    image = inside * (1 + 0.5 * torch.cos(5 * x * y + 3 * z) + 0.2 * noise)
+    kspace = centred_fftn(stacked * image, torch.fft.fftn)
+    error = torch.randn(kspace.shape, generator=torch.Generator().manual_seed(2),
+                        dtype=torch.complex128)
+    return (kspace + 5e-4 * error).to(torch.complex64), stacked, inside
+
+
+def centred_fftn(x: Tensor, transform: Callable[..., Tensor],
+                 over: tuple[int, ...] = (-3, -2, -1)) -> Tensor:
+    y = transform(torch.fft.ifftshift(x, over), dim=over, norm="ortho")
+    return torch.fft.fftshift(y, over)
+
+
+def assert_maps_of_volume(maps: Tensor, true: Tensor, inside: Tensor) -> None:
+    kept = inside & (maps.abs().sum(0) > 0)
+    assert kept.sum() > 0.95 * inside.sum()
+    assert_same_coils(maps, true, kept)
+    # one reference of the phase: from plane to plane the maps turn as the true ones do, relative
+    # to one coil of the whole volume
+    turned = torch.linalg.vecdot(true.to(maps.dtype), maps, dim=0)
+    step = (turned[1:] * turned[:-1].conj())[kept[1:] & kept[:-1]].angle().abs()
+    assert float(step.quantile(0.99)) < 0.2
+    assert not maps[:, 0].any()  # a plane of noise alone
+
+
+def test_true_maps_of_a_volume() -> None:
+    kspace, true, inside = volume()
+    settings: dict[str, Any] = {"calibration": (14, 16, 15), "kernel": (4, 3, 4), "axes": 3}
+    maps, values = espirit_with_eigenvalues(kspace, **settings)
+    assert maps.shape == kspace.shape
+    assert values.shape == kspace.shape[1:]
+    torch.testing.assert_close(maps.abs().square().sum(0).sqrt(), (values > 0.8).float(),
+                               atol=1e-5, rtol=0)
+    assert_maps_of_volume(maps, true, inside)
+    hybrid = centred_fftn(kspace, torch.fft.ifftn, over=(-3,))
+    planes = espirit(hybrid.movedim(1, 0), calibration=13, kernel=4).movedim(0, 1)
+    swapped = espirit(kspace.mT.contiguous(), calibration=(14, 15, 16), kernel=(4, 4, 3), axes=3)
+    torch.testing.assert_close(swapped.mT, maps, atol=1e-3, rtol=0)
+    untransformed = espirit(kspace.movedim(1, 0), calibration=13, kernel=4).movedim(0, 1)
+    for wrong in (maps.conj(), maps.flip(1), maps.flip(-1), maps.roll(10, 1), maps.flip(0), planes,
+                  untransformed):
+        with pytest.raises(AssertionError):
+            assert_maps_of_volume(wrong, true, inside)
+    # items are apart, units do not matter, two sets lead with the one
+    both = espirit(torch.stack([kspace, 1e-6 * kspace.flip(1)]), **settings)
+    torch.testing.assert_close(both[0], maps, atol=1e-5, rtol=0)
+    two = espirit(kspace, **settings, sets=2)
+    assert two.shape == (2, *kspace.shape)
+    assert float(sines(two[0], maps)[inside].median()) < 1e-3
+
+
+def test_refusals_of_a_volume() -> None:
+    kspace, _, _ = volume(3, 12, 14, 13)
+    with pytest.raises(ValueError, match=r"one side or \(planes, rows, columns\), got \(9, 9\)"):
+        espirit(kspace, calibration=(9, 9), axes=3)
+    with pytest.raises(ValueError, match="want axes of 2 or 3, got 1"):
+        espirit(kspace, axes=1)
+    with pytest.raises(TypeError, match=r"\(\*batch, coils, depth, height, width\), got"):
+        espirit(kspace[0], axes=3)
+    with pytest.raises(ValueError, match="kernel <= calibration <= k-space"):
+        espirit(kspace, calibration=13, axes=3)
+    kspace[..., 5, :, 7] = 0
+    with pytest.raises(ValueError, match="column 5 of 9 holds zeros: the central 9 x 9 x 9 samp"):
+        espirit(kspace, calibration=9, kernel=3, axes=3)
+
+
+@needs_bart
+def test_bart_on_a_volume(tmp_path: Path) -> None:
+    kspace, _, inside = volume()
+    n_coils, *size = kspace.shape
+    (tmp_path / "k.hdr").write_text("# Dimensions\n" + " ".join(map(str, (*size, n_coils))) + "\n")
+    kspace.permute(1, 2, 3, 0).numpy().ravel(order="F").tofile(tmp_path / "k.cfl")
+    call = ["bart", "ecalib", "-m1", "-r12", "-k4", "-t0.001", "-c0.8", str(tmp_path / "k"),
+            str(tmp_path / "s")]
+    subprocess.run(call, check=True, capture_output=True)
+    data = np.fromfile(tmp_path / "s.cfl", "<c8").reshape((*size, n_coils), order="F")
+    bart = torch.from_numpy(np.ascontiguousarray(np.moveaxis(data, -1, 0)))
+    maps = espirit(kspace, calibration=12, kernel=4, axes=3)
+    where = inside & (bart.abs().sum(0) > 0) & (maps.abs().sum(0) > 0)
+    assert where.sum() > 0.95 * inside.sum()
+    apart = sines(maps, bart)[where]
+    assert float(apart.median()) < 1e-3
+    assert float(apart.quantile(0.99)) < 5e-3
+    turn = torch.linalg.vecdot(bart, maps, dim=0)[where]
+    assert float((turn / turn.mean() - 1).abs().quantile(0.99)) < 1e-2  # one phase for the volume
     with pytest.raises(AssertionError):
         assert_same_coils(maps.conj(), bart, where)
 
