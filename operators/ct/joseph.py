@@ -1,24 +1,16 @@
-"""Joseph's line integrals as a sparse matrix, and the pair of matrices that applies it."""
+"""Joseph's line integrals as a sparse matrix."""
 
-import warnings
-from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from recon.operators.sparse import Rows
 
 # Rays times steps handled at once while building: 2**20 keeps each temporary at 8 MiB.
 _BUILD_CHUNK = 2**20
 # A weight below this is rounding of a tap that should be zero; storing it costs a whole entry.
 _NEGLIGIBLE = 1e-9
-
-
-class Rows(NamedTuple):
-    """A sparse matrix by rows: entries of row r stand at ``start[r]:start[r + 1]``."""
-
-    start: Tensor  # (rows + 1,) int64
-    column: Tensor  # (entries,) int32
-    value: Tensor  # (entries,)
 
 
 def joseph_rows(normal: Tensor, offset: Tensor, shape: tuple[int, int],
@@ -141,76 +133,3 @@ def _stepped(normal: Tensor, offset: Tensor, shape: tuple[int, int], pixel: tupl
     start = torch.zeros(len(normal) + 1, dtype=torch.int64)
     torch.cumsum(keep.sum((1, 2)), 0, out=start[1:])
     return Rows(start, place[keep].to(torch.int32), weight[keep])
-
-
-class SparsePair(nn.Module):
-    """A sparse matrix and its transpose, both by rows, for products with dense columns.
-
-    The transpose is stored because multiplying with a transposed view is many times slower.
-    Indices and values are plain buffers, because sparse tensors survive neither ``deepcopy`` nor
-    ``state_dict``; they are not saved, being computed from the geometry. The float32 or float64
-    values are used in the precision of the operand, so A and A^T have the same weights in each.
-
-    Raises ValueError for more entries than 32-bit indices count: 64-bit ones are up to three
-    times slower.
-    """
-
-    start: Tensor
-    column: Tensor
-    value: Tensor
-    start_t: Tensor
-    column_t: Tensor
-    value_t: Tensor
-
-    def __init__(self, rows: Rows, n_columns: int) -> None:
-        super().__init__()
-        # scipy's transposition is one counting sort; torch's sorts 64-bit keys
-        from scipy.sparse import csr_matrix
-
-        entries = len(rows.value)
-        if entries > torch.iinfo(torch.int32).max:
-            raise ValueError(f"CT matrix: want at most 2**31 - 1 weights, got {entries}: "
-                             "use fewer views or a smaller grid")
-        self.shape = (len(rows.start) - 1, n_columns)
-        matrix = csr_matrix(
-            (rows.value.numpy(), rows.column.numpy(), rows.start.to(torch.int32).numpy()),
-            shape=self.shape,
-        )
-        transposed = matrix.tocsc()
-        if not matrix.has_sorted_indices:
-            matrix = transposed.tocsr()  # sorts by a second counting sort
-        for suffix, m in (("", matrix), ("_t", transposed)):
-            for name, array in (("start", m.indptr), ("column", m.indices), ("value", m.data)):
-                self.register_buffer(name + suffix, torch.from_numpy(array), persistent=False)
-        self._built: dict[tuple[bool, torch.dtype], Tensor] = {}
-
-    def multiply(self, dense: Tensor, transposed: bool = False) -> Tensor:
-        """``A @ dense`` or ``A.T @ dense`` for contiguous ``(n, k)`` columns."""
-        key = (transposed, dense.dtype)
-        if key not in self._built:
-            self._built[key] = self._csr(*key)
-        return self._built[key] @ dense
-
-    def _csr(self, transposed: bool, dtype: torch.dtype) -> Tensor:
-        parts = (self.start_t, self.column_t, self.value_t) if transposed else (
-            self.start, self.column, self.value)
-        shape = self.shape[::-1] if transposed else self.shape
-        with warnings.catch_warnings():
-            # torch announces once per process that sparse tensors are in beta
-            warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
-            return torch.sparse_csr_tensor(parts[0], parts[1], parts[2].to(dtype), shape,
-                                           check_invariants=False)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._built.clear()
-        kept = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name in ("value", "value_t"):
-            moved = self._buffers[name]
-            if moved is not None and moved.dtype not in (torch.float32, torch.float64):
-                # half precision would spoil the weights, and no product exists in it
-                self._buffers[name] = kept[name].to(moved.device)
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_built": {}}

@@ -7,7 +7,8 @@ import torch
 
 from recon.operators.base import LinearOperator
 from recon.operators.foreign import Array, Foreign, through_numpy
-from recon.operators.matrix import CSR, Matrix
+from recon.operators.matrix import Matrix
+from recon.operators.sparse import SparsePair, rows_of
 from recon.space import Space
 
 __all__ = ["from_scipy"]
@@ -55,8 +56,8 @@ def from_scipy(operator: Any, domain: Space | None = None,
     values = operator.data if issparse(operator) else operator
     if not np.isfinite(values).all():
         raise ValueError("from_scipy: want finite entries, got NaN or infinity")
-    return Matrix(CSR(operator) if issparse(operator) else torch.from_numpy(
-        np.require(operator, requirements=["C", "W"])), domain, range)
+    return Matrix(SparsePair(rows_of(operator), n, saved=True) if issparse(operator) else
+                  torch.from_numpy(np.require(operator, requirements=["C", "W"])), domain, range)
 
 
 def _in_scipy(operator: Any, domain: Space, range: Space) -> LinearOperator:  # noqa: A002

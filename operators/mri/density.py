@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from recon.operators.ct.joseph import Rows, SparsePair
 from recon.operators.mri.arguments import checked_shape, checked_trajectory
 from recon.operators.mri.gridding import fast_even_size, taps
+from recon.operators.sparse import Rows, SparsePair
 
 # The kernel: 2.5 cycles wide, its transform down to nothing one field of view from the middle, so
 # that samples one cycle apart add up to a constant.
@@ -52,7 +52,7 @@ def pipe_menon(shape: Sequence[int], trajectory: Tensor, iterations: int = 30) -
     C = SparsePair(Rows(start, column.flatten().int(), value.flatten()), math.prod(grid))
     w = torch.ones(len(flat), 1, dtype=torch.float64)
     for _ in range(iterations):
-        w = w / C.multiply(C.multiply(w, transposed=True))
+        w = w / C.multiply(C.multiply(w, adjoint=True))
     # the convolution was per point of the grid: a point is oversampling^-axes of a cell
     w = w * _OVERSAMPLING ** -len(size)
     real = trajectory.dtype if trajectory.is_floating_point() else torch.float32

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.fft import fftn, ifftn
 
-from recon.operators.ct.joseph import Rows, SparsePair
 from recon.operators.linear_map import linear_map
+from recon.operators.sparse import Rows, SparsePair
 
 # Images at once: eight complex columns are one cache line, and from 32 MiB on the allocator of a
 # CPU maps, faults and unmaps every grid at every call.
@@ -88,7 +88,7 @@ class Gridding(nn.Module):
 
         def part(y: Tensor) -> Tensor:
             columns = torch.view_as_real(y.T.resolve_conj().contiguous()).view(self.samples, -1)
-            k = self.pair.multiply(columns, transposed=True).view(*self.grid, len(y), 2)
+            k = self.pair.multiply(columns, adjoint=True).view(*self.grid, len(y), 2)
             k = torch.view_as_complex(k).movedim(-1, 0)
             padded = ifftn(k, dim=tuple(range(1, k.ndim)), norm="forward")
             return padded[(slice(None), *self._inside)] * correction
