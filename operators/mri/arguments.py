@@ -125,6 +125,18 @@ def checked_trajectory(call: str, trajectory: Tensor, size: tuple[int, ...]) -> 
     return k
 
 
+def item_trajectories(call: str, k: Tensor, item_axes: int) -> tuple[Tensor, int]:
+    """Without leading item axes of size one, which are shared; and how many item axes are left."""
+    samples = k.ndim - 1
+    if not 0 <= item_axes < samples:
+        raise ValueError(
+            f"{call}: want item_axes from 0 to {samples - 1} of a trajectory {tuple(k.shape)}, "
+            f"which is (*items, *samples, {k.shape[-1]}), got {item_axes}"
+        )
+    squeezed = _squeezed(k, k.ndim - item_axes)
+    return squeezed, item_axes - (k.ndim - squeezed.ndim)
+
+
 def _first(flags: Tensor) -> tuple[int, ...]:
     return tuple(int(i) for i in flags.nonzero()[0])
 

@@ -6,10 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, split
+from torch import Tensor, nn, split
 
 from recon.operators.base import LinearOperator
-from recon.operators.mri.arguments import checked_maps, checked_shape, checked_trajectory
+from recon.operators.mri.arguments import (
+    checked_maps,
+    checked_shape,
+    checked_trajectory,
+    item_trajectories,
+)
 from recon.operators.mri.finufft import Finufft
 from recon.operators.mri.gridding import Gridding
 from recon.operators.mri.off_resonance import OffResonance, Transform
@@ -29,7 +34,7 @@ _AT_ONCE = 8
 # Relative errors of gridding with 7 weights an axis, by the oversampling of its grid.
 _FAST, _ACCURATE = (2.5e-4, 1.25), (2.5e-6, 2.0)
 
-_Part = Callable[[Tensor, Tensor | None], Tensor]
+_Part = Callable[[Tensor, Tensor | None, "_Encoding"], Tensor]
 
 
 class NonCartesianMRI(LinearOperator):
@@ -39,6 +44,9 @@ class NonCartesianMRI(LinearOperator):
     complex; N is the number of pixels, so that a trajectory of whole numbers gives the values of
     ``CartesianMRI``. The sum is approximated to ``tolerance``, on white noise; the adjoint is that
     of the approximation, exactly.
+
+    With a trajectory for each item, such as the frames of a series, inputs end their batch in the
+    items, as those of ``CartesianMRI`` with a mask for each: ``(samples, *items, sets, *shape)``.
 
     ``normal`` is ``adjoint(forward(x))`` for short trajectories; for long ones it is that of the
     exact sum, by two FFTs on a grid twice as large, whatever the number of samples, and differs
@@ -52,7 +60,11 @@ class NonCartesianMRI(LinearOperator):
         ``(*samples, axes)``, for instance ``(spokes, readout, 2)``: frequencies along the axes of
         the image in their order, in cycles per field of view: from ``-n / 2`` to ``n / 2`` along an
         axis of n pixels, neighbouring Cartesian samples 1 apart (radians per pixel times
-        ``n / (2 pi)``). See ``mri.trajectories``.
+        ``n / (2 pi)``). See ``mri.trajectories``. With ``item_axes``, one for each item:
+        ``(*items, *samples, axes)``, all of equally many samples.
+    item_axes
+        How many leading axes of the trajectory are of items: 1 for frames ``(frames, spokes,
+        readout, 2)``, 0 for one trajectory that all items share.
     maps
         Complex coil sensitivities as of ``CartesianMRI``: ``(coils, *shape)``, one for each item
         ``(*items, coils, *shape)``, or of several sets ``(*items, sets, coils, *shape)``.
@@ -69,28 +81,32 @@ class NonCartesianMRI(LinearOperator):
         off-resonance.
     off_resonance
         Frequencies of the spins in Hz, ``shape``: a factor ``exp(-2 pi i off_resonance t)``.
-        Split into a few transforms so that no pixel is off by more than ``tolerance`` at any time;
-        ``off_resonance_error`` is the largest difference.
+        Of all items. Split into a few transforms so that no pixel is off by more than ``tolerance``
+        at any time; ``off_resonance_error`` is the largest difference.
     times
         Of the samples in seconds since the spins were in phase, broadcast to
-        ``trajectory.shape[:-1]``; wanted with ``off_resonance``.
+        ``trajectory.shape[:-1]``, items included; wanted with ``off_resonance``.
 
     Examples
     --------
     >>> k = torch.rand(4, 16, 2) * 16 - 8
     >>> NonCartesianMRI((16, 16), k)(torch.ones(1, 16, 16, dtype=torch.complex64)).shape
     torch.Size([1, 4, 16])
+    >>> A = NonCartesianMRI((16, 16), torch.rand(5, 3, 32, 2) * 16 - 8, item_axes=1)
+    >>> A(torch.ones(5, 1, 16, 16, dtype=torch.complex64)).shape
+    torch.Size([5, 1, 3, 32])
     """
 
     maps: Tensor | None
 
     def __init__(self, shape: Sequence[int], trajectory: Tensor, maps: Tensor | None = None,
-                 sets: int = 1, *, tolerance: float = 2.5e-4,
+                 sets: int = 1, *, item_axes: int = 0, tolerance: float = 2.5e-4,
                  backend: Literal["gridding", "finufft"] = "gridding",
                  toeplitz: bool | None = None, off_resonance: Tensor | None = None,
                  times: Tensor | None = None) -> None:
         size = checked_shape("NonCartesianMRI", shape)
         k = checked_trajectory("NonCartesianMRI", trajectory, size)
+        k, item_axes = item_trajectories("NonCartesianMRI", k, item_axes)
         if maps is None and sets != 1:
             raise ValueError(f"NonCartesianMRI: {sets} sets want maps of each, got none")
         maps = None if maps is None else checked_maps("NonCartesianMRI", maps, size, sets)
@@ -109,9 +125,19 @@ class NonCartesianMRI(LinearOperator):
                              "Toeplitz: leave toeplitz out")
         coils = 1 if maps is None else maps.shape[-len(size) - 1]
         super().__init__(Space((sets, *size), torch.complex64),
-                         Space((coils, *k.shape[:-1]), torch.complex64))
+                         Space((coils, *k.shape[item_axes:-1]), torch.complex64))
         self.register_buffer("maps", maps)
-        self.size, self.sets, self.items = size, sets, items_of(maps, sets, len(size))
+        self.size, self.sets, self.item_axes = size, sets, item_axes
+        held = items_of(maps, sets, len(size))
+        try:
+            items = torch.broadcast_shapes(  # type: ignore[no-untyped-call]
+                k.shape[:item_axes], held)
+        except RuntimeError:
+            raise ValueError(
+                f"NonCartesianMRI: trajectory is for items {tuple(k.shape[:item_axes])}, maps for "
+                f"{held}: give both for the same items"
+            ) from None
+        self.items = tuple(items)
         self.tolerance, self.backend = tolerance, backend
         self._toeplitz = toeplitz
         self._field = None if off_resonance is None else _field(off_resonance, size)
@@ -119,13 +145,13 @@ class NonCartesianMRI(LinearOperator):
         self.trajectory = k
         self._prepare()
         if maps is not None:
-            self.encoding.to(maps.device)
+            self.encodings.to(maps.device)
 
     @property
     def off_resonance_error(self) -> float:
         """The largest difference of the phase factors used from the exact ones; 0 without a field.
         """
-        return self.encoding.error if isinstance(self.encoding, OffResonance) else 0.0
+        return max(float(encoding.error) for encoding in self.encodings)
 
     def forward(self, x: Tensor) -> Tensor:
         return self._each(self._forward, x, self.domain)
@@ -143,61 +169,72 @@ class NonCartesianMRI(LinearOperator):
                 if self.maps is None else self.maps)
         return NonCartesianMRI(
             (1, *self.size), self.trajectory, mixed_maps(matrix, maps, len(self.size)), self.sets,
-            tolerance=self.tolerance, backend=self.backend, toeplitz=self._toeplitz,
-            off_resonance=self._field, times=self._times)
+            item_axes=self.item_axes, tolerance=self.tolerance, backend=self.backend,
+            toeplitz=self._toeplitz, off_resonance=self._field, times=self._times)
 
     def _prepare(self) -> None:
-        flat = self.trajectory.reshape(-1, len(self.size))
-        oversampling = (_FAST if self.tolerance >= _FAST[0] else _ACCURATE)[1]
-        inner: Transform = (Gridding(self.size, flat, oversampling) if self.backend == "gridding"
-                            else Finufft(self.size, flat, self.tolerance))
-        self.encoding: Any = inner
-        self.kernel: Toeplitz | None = None
-        if self._field is not None and self._times is not None:
-            self.encoding = OffResonance(inner, self._field, self._times.flatten(), self.tolerance)
-        elif self._toeplitz or (self._toeplitz is None and _is_long(len(flat), self.size)):
-            self.kernel = Toeplitz(self.size, flat)
+        samples = math.prod(self.range.shape[1:])
+        trajectories = self.trajectory.reshape(-1, samples, len(self.size))
+        times = ([None] * len(trajectories) if self._times is None
+                 else self._times.reshape(-1, samples))
+        self.encodings: Any = nn.ModuleList(
+            self._encoding(k, t) for k, t in zip(trajectories, times, strict=True))
 
-    def _forward(self, x: Tensor, maps: Tensor | None) -> Tensor:
+    def _encoding(self, k: Tensor, times: Tensor | None) -> "_Encoding":
+        oversampling = (_FAST if self.tolerance >= _FAST[0] else _ACCURATE)[1]
+        inner: Transform = (Gridding(self.size, k, oversampling) if self.backend == "gridding"
+                            else Finufft(self.size, k, self.tolerance))
+        if self._field is not None and times is not None:
+            return _Encoding(OffResonance(inner, self._field, times, self.tolerance))
+        long = self._toeplitz or (self._toeplitz is None and _is_long(len(k), self.size))
+        return _Encoding(inner, Toeplitz(self.size, k) if long else None)
+
+    def _forward(self, x: Tensor, maps: Tensor | None, encoding: "_Encoding") -> Tensor:
         images = coil_images(x, maps, self.sets, len(self.size))
-        y: Tensor = self.encoding.transform(images.flatten(0, 1))
+        y = encoding.transform(images.flatten(0, 1))
         return y.view(len(x), *self.range.shape)
 
-    def _adjoint(self, y: Tensor, maps: Tensor | None) -> Tensor:
-        images = self.encoding.adjoint(y.reshape(-1, math.prod(self.range.shape[1:])))
+    def _adjoint(self, y: Tensor, maps: Tensor | None, encoding: "_Encoding") -> Tensor:
+        images = encoding.adjoint(y.reshape(-1, math.prod(self.range.shape[1:])))
         return coil_sum(images.view(*y.shape[:2], *self.size), maps, self.sets, len(self.size))
 
-    def _normal(self, x: Tensor, maps: Tensor | None) -> Tensor:
+    def _normal(self, x: Tensor, maps: Tensor | None, encoding: "_Encoding") -> Tensor:
         axis = -len(self.size) - 1
 
         def through(S: Tensor | None) -> Tensor:
             images = coil_images(x, S, self.sets, len(self.size))
-            flat = images.flatten(0, 1)
-            flat = (self.encoding.adjoint(self.encoding.transform(flat)) if self.kernel is None
-                    else self.kernel.normal(flat))
-            return coil_sum(flat.view(images.shape), S, self.sets, len(self.size))
+            filtered = encoding.normal(images.flatten(0, 1)).view(images.shape)
+            return coil_sum(filtered, S, self.sets, len(self.size))
 
         if maps is None or x.device.type != "cpu":
             return through(maps)
         # by twos, a grid twice the image stays in a core's cache
-        return total(through(S) for S in split(maps, _AT_ONCE if self.kernel is None else 2, axis))
+        coils = _AT_ONCE if encoding.kernel is None else 2
+        return total(through(S) for S in split(maps, coils, axis))
 
     def _each(self, part: _Part, x: Tensor, space: Space) -> Tensor:
-        """``part(x, maps)`` for one leading dimension: as many items as make one product."""
+        """``part(x, maps, encoding)``, item by item of ``items``; of what these share, as many as
+        make one product.
+        """
         batch = space.batch_of(x)
-        check_items(self.label(), "maps", self.items, batch)
+        check_items(self.label(), "trajectories or maps", self.items, batch)
+        lead = batch[: len(batch) - len(self.items)]
+        ends = batch[len(lead) :]
+        x = x.reshape(math.prod(lead), *ends, *space.shape)
         maps = None if self.maps is None else self.maps.to(x.dtype)
-        if self.items:
-            assert maps is not None
-            maps = maps.expand(*batch, *maps.shape[len(self.items):])
-            parts = [part(x[i][None], maps[i]) for i in
-                     itertools.product(*(range(n) for n in batch))]
-        else:
-            flat = x.reshape(-1, *space.shape)
-            width = max(1, _AT_ONCE // self.range.shape[0]) if x.device.type == "cpu" else len(flat)
-            parts = [part(some, maps) for some in split(flat, max(width, 1))]
-        joined = torch.cat(parts)
-        return joined.view(*batch, *joined.shape[1:])
+        if maps is not None and self.items:
+            own = len(items_of(maps, self.sets, len(self.size)))
+            maps = maps.expand(*ends, *maps.shape[own:])
+        which = torch.arange(len(self.encodings)).view(self.trajectory.shape[: self.item_axes])
+        width = max(1, _AT_ONCE // self.range.shape[0]) if x.device.type == "cpu" else len(x)
+        found = []
+        for item, number in zip(itertools.product(*(range(n) for n in ends)),
+                                which.expand(ends).flatten().tolist(), strict=True):
+            S = maps[item] if maps is not None and self.items else maps
+            encoding = self.encodings[number]
+            found.append(torch.cat([part(some, S, encoding) for some in
+                                    split(x[(slice(None), *item)], max(width, 1))]))
+        return torch.stack(found, 1).view(*batch, *found[0].shape[1:])
 
     def get_extra_state(self) -> dict[str, Tensor]:
         # the weights follow from these, which is all that need be saved
@@ -219,11 +256,38 @@ class NonCartesianMRI(LinearOperator):
             self._field, self._times = (state[name].to("cpu", torch.float64, copy=True)
                                         for name in ("off_resonance", "times"))
         self._prepare()
-        self.encoding.to(device)
+        self.encodings.to(device)
 
     def extra_repr(self) -> str:
         return (f"shape={self.size}, samples={self.range.shape[1:]}, coils={self.range.shape[0]}, "
-                f"sets={self.sets}, tolerance={self.tolerance:g}, backend={self.backend}")
+                f"items={self.items}, sets={self.sets}, tolerance={self.tolerance:g}, "
+                f"backend={self.backend}")
+
+
+class _Encoding(nn.Module):
+    """One trajectory: its transform, and its normal operator by two FFTs where that is faster."""
+
+    def __init__(self, inner: Transform, kernel: Toeplitz | None = None) -> None:
+        super().__init__()
+        self.inner: Any = inner
+        self.kernel = kernel
+
+    @property
+    def error(self) -> float:
+        return self.inner.error if isinstance(self.inner, OffResonance) else 0.0
+
+    def transform(self, images: Tensor) -> Tensor:
+        samples: Tensor = self.inner.transform(images)
+        return samples
+
+    def adjoint(self, samples: Tensor) -> Tensor:
+        images: Tensor = self.inner.adjoint(samples)
+        return images
+
+    def normal(self, images: Tensor) -> Tensor:
+        if self.kernel is None:
+            return self.adjoint(self.transform(images))
+        return self.kernel.normal(images)
 
 
 def _is_long(samples: int, size: tuple[int, ...]) -> bool:

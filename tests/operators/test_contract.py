@@ -221,6 +221,8 @@ PER_ITEM: dict[str, Callable[[], Operator]] = {
     "frames of MRI": lambda: CartesianMRI((5, 9), some(3, 1, 1, 9), maps(2, 5, 9)),
     "frames of a volume": lambda: CartesianMRI((2, 3, 9), some(3, 1, 1, 3, 9), maps(2, 2, 3, 9)),
     "maps of each item": lambda: NonCartesianMRI((5, 6), k_space(5, 6), maps(3, 2, 5, 6)),
+    "frames of a trajectory": lambda: NonCartesianMRI(
+        (5, 6), torch.stack([k_space(5, 6) * s for s in (1, 0.5, -1)]), maps(2, 5, 6), item_axes=1),
 }
 NONLINEAR: dict[str, Callable[[], Operator]] = {
     "transmission": lambda: from_nonlinear(lambda x: (-x).exp(), domain=REAL, range=REAL),

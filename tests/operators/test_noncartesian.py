@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import math
 import shutil
 import subprocess
@@ -121,8 +122,81 @@ def test_coils_sets_and_items(items: tuple[int, ...], sets: int) -> None:
             torch.testing.assert_close(A.normal(x)[:, i], alone.normal(x[:, i]))
         assert relative(A.normal(x), pulled) < (5e-4 if toeplitz else 1e-14)
     if items:
-        with pytest.raises(ValueError, match=r"holds maps for items \(3,\), got a batch of \(2,\)"):
+        with pytest.raises(ValueError, match=r"trajectories or maps for items \(3,\), got a batch "
+                                             r"of \(2,\)"):
             A(x[0, :2])
+
+
+@pytest.mark.parametrize("toeplitz", [False, True])
+@pytest.mark.parametrize("lead", [(), (2,), (9,)])
+def test_frames_with_trajectories_of_their_own(toeplitz: bool, lead: tuple[int, ...]) -> None:
+    """A golden-angle series: every frame is the exact sum over its own spokes, coils shared."""
+    size, frames = (8, 7), 4
+    k = trajectories.golden_angle(7, 3 * frames, 10).view(frames, 3, 10, 2).double()
+    maps = noise(2, *size)
+    A = NonCartesianMRI(size, k, maps, item_axes=1, toeplitz=toeplitz)
+    assert A.items == (frames,)
+    assert A.range.shape == (2, 3, 10)
+    x, y = noise(*lead, frames, 1, *size, seed=1), noise(*lead, frames, 2, 3, 10, seed=2)
+    exact = torch.stack([exact_matrix(one, size) for one in k])  # (frames, samples, pixels)
+    images = (maps * x).flatten(-2)
+    want = torch.einsum("fjn,...fcn->...fcj", exact, images).view(y.shape)
+    back = torch.einsum("fjn,...fcj->...fcn", exact.conj(), y.flatten(-2))
+    pulled = (maps.conj() * back.view(*y.shape[:-2], *size)).sum(-3, keepdim=True)
+    gram = torch.einsum("fjn,fjm,...fcm->...fcn", exact.conj(), exact, images)
+    normal = (maps.conj() * gram.view(*y.shape[:-2], *size)).sum(-3, keepdim=True)
+
+    def assert_exact(B: NonCartesianMRI) -> None:
+        assert relative(B(x), want) < 2.5e-4
+        assert relative(B.adjoint(y), pulled) < 2.5e-4
+        assert relative(B.normal(x), normal) < (1e-7 if toeplitz else 5e-4)
+
+    assert_exact(A)
+    for wrong in (NonCartesianMRI(size, k[0], maps, toeplitz=toeplitz),  # all with the first
+                  *(NonCartesianMRI(size, other, maps, item_axes=1, toeplitz=toeplitz)
+                    for other in (k[:1].expand_as(k), k.flip(0), k.roll(1, 0)))):
+        with pytest.raises(AssertionError):
+            assert_exact(wrong)
+    # maps of each frame, and a trajectory that all slices share within (slices, frames)
+    each = noise(frames, 2, *size, seed=3)
+    B = NonCartesianMRI(size, k, each, item_axes=1, toeplitz=toeplitz)
+    alone = [NonCartesianMRI(size, one, S, toeplitz=toeplitz)
+             for one, S in zip(k, each, strict=True)]
+    torch.testing.assert_close(B(x), torch.stack([C(x[..., f, :, :, :])
+                                                  for f, C in enumerate(alone)], -4))
+    one = NonCartesianMRI(size, k[:1], maps, item_axes=1)  # as a mask of one item, shared
+    assert one.items == ()
+    torch.testing.assert_close(one(x[..., 0, :, :, :]), A(x)[..., 0, :, :, :])
+
+
+def test_frames_of_slices_volumes_and_off_resonance() -> None:
+    size = (6, 5)
+    k = anywhere(2 * 3 * 8, size).view(2, 3, 8, 2)
+    maps = noise(3, 4, *size)  # of each of three frames, both slices alike
+    A = NonCartesianMRI(size, k, maps, item_axes=2)
+    x = noise(2, 2, 3, 1, *size, seed=1)
+    for s, f in itertools.product(range(2), range(3)):
+        alone = NonCartesianMRI(size, k[s, f], maps[f])
+        torch.testing.assert_close(A(x)[:, s, f], alone(x[:, s, f]))
+    k3 = anywhere(2 * 9, (4, 5, 3)).view(2, 9, 3)
+    x = noise(2, 1, 4, 5, 3)
+    want = [x[f].flatten() @ exact_matrix(k3[f], (4, 5, 3)).mT for f in range(2)]
+    got = NonCartesianMRI((4, 5, 3), k3, item_axes=1)(x)
+    assert relative(got[:, 0], torch.stack(want)) < 2.5e-4
+    field = 30 * noise(*size).real
+    times = torch.linspace(0, 0.02, 2 * 8, dtype=torch.float64).view(2, 1, 8)
+    B = NonCartesianMRI(size, k, item_axes=2, off_resonance=field, times=times)
+    x = noise(2, 3, 1, *size, seed=4)
+    for s in range(2):
+        alone = NonCartesianMRI(size, k[s, 1], off_resonance=field, times=times[s, 0])
+        torch.testing.assert_close(B(x)[s, 1], alone(x[s, 1]))
+    assert 0 < B.off_resonance_error <= 2.5e-4
+    twin = NonCartesianMRI(size, k.flip(0), item_axes=2, off_resonance=field, times=times.flip(0))
+    twin.load_state_dict(B.state_dict())
+    torch.testing.assert_close(twin(x), B(x), atol=1e-12, rtol=1e-9)
+    mixed = A.mixed(noise(2, 4, seed=5))
+    assert mixed.items == (2, 3)
+    assert mixed.range.shape == (2, 8)
 
 
 def test_more_images_than_one_product_takes() -> None:
@@ -164,10 +238,12 @@ def test_toeplitz_is_chosen_by_the_number_of_samples() -> None:
     for size in ((16, 16), (6, 6, 6)):
         few, many = (NonCartesianMRI(size, anywhere(n * math.prod(size) // 8, size))
                      for n in (1, 30))
-        assert few.kernel is None
-        assert many.kernel is not None
-        assert NonCartesianMRI(size, few.trajectory, toeplitz=True).kernel is not None
-        assert NonCartesianMRI(size, many.trajectory, toeplitz=False).kernel is None
+        assert few.encodings[0].kernel is None
+        assert many.encodings[0].kernel is not None
+        forced = NonCartesianMRI(size, few.trajectory, toeplitz=True)
+        assert forced.encodings[0].kernel is not None
+        left_out = NonCartesianMRI(size, many.trajectory, toeplitz=False)
+        assert left_out.encodings[0].kernel is None
 
 
 @pytest.mark.parametrize("backend", ["gridding", "finufft"])
@@ -312,7 +388,7 @@ def test_off_resonance_is_the_exact_sum(size: tuple[int, ...], tolerance: float)
     k = anywhere(200, size).view(5, 40, len(size))
     A = NonCartesianMRI(size, k, off_resonance=field, times=times, tolerance=tolerance)
     assert 0 < A.off_resonance_error <= tolerance
-    assert len(A.encoding.images) < 20  # of 40 instants
+    assert len(A.encodings[0].inner.images) < 20  # of 40 instants
     turned = torch.polar(torch.ones(200, field.numel(), dtype=torch.float64),
                          -2 * math.pi * times.repeat(5)[:, None] * field.flatten())
     F = exact_matrix(k, size) * turned
@@ -332,7 +408,7 @@ def test_off_resonance_is_the_exact_sum(size: tuple[int, ...], tolerance: float)
         with pytest.raises(AssertionError):
             assert_exact(NonCartesianMRI(size, k, tolerance=tolerance, **wrong))
     still = NonCartesianMRI(size, k, off_resonance=0 * field, times=times, tolerance=tolerance)
-    assert len(still.encoding.images) == 1
+    assert len(still.encodings[0].inner.images) == 1
     torch.testing.assert_close(still(x), NonCartesianMRI(size, k, tolerance=tolerance)(x))
 
 
@@ -364,6 +440,10 @@ K = anywhere(20, (16, 18))
     (K, {"tolerance": 1e-7}, ValueError, "tolerance of 2.5e-06, got 1e-07: take backend="),
     (K, {"tolerance": 0.0}, ValueError, "want a tolerance between 0 and 0.1, got 0.0"),
     (K, {"backend": "nfft"}, ValueError, "want backend gridding or finufft, got 'nfft'"),
+    (K, {"item_axes": 1}, ValueError, r"item_axes from 0 to 0 of a trajectory \(20, 2\), which is"),
+    (K[None], {"item_axes": -1}, ValueError, r"from 0 to 1 of a trajectory \(1, 20, 2\).*got -1"),
+    (K.view(4, 5, 2), {"item_axes": 1, "maps": torch.ones(3, 2, 16, 18, dtype=C64)}, ValueError,
+     r"trajectory is for items \(4,\), maps for \(3,\): give both for the same items"),
     (K, {"times": torch.ones(20)}, ValueError, "off_resonance and times want each other, got one"),
     (K, {"times": torch.ones(20), "off_resonance": torch.ones(16, 17)}, ValueError,
      r"want off_resonance \(16, 18\) in Hz, got \(16, 17\)"),
@@ -380,6 +460,16 @@ def test_refusals(k: Tensor, options: dict[str, Any], error: type[Exception],
                   message: str) -> None:
     with pytest.raises(error, match=message):
         NonCartesianMRI((16, 18), k, **options)
+
+
+def test_refuses_batches_of_other_frames() -> None:
+    A = NonCartesianMRI((16, 18), K.view(4, 5, 2), item_axes=1)
+    for call in (lambda: A(noise(3, 1, 16, 18)), lambda: A(noise(1, 16, 18)),
+                 lambda: A.adjoint(noise(4, 2, 1, 5)), lambda: A.normal(noise(4, 1, 1, 16, 18))):
+        with pytest.raises(ValueError, match=r"items \(4,\), got a batch of .* must be \(4,\)"):
+            call()  # type: ignore[no-untyped-call]
+    with pytest.raises(ValueError, match=r"want \(\*batch, 1, 5\), got \(4, 5\)"):
+        A.adjoint(noise(4, 5))
 
 
 def test_warns_of_other_units() -> None:

@@ -119,6 +119,31 @@ def test_density_of_a_full_grid_is_one(size: tuple[int, ...]) -> None:
     torch.testing.assert_close(doubled[: size[0]], weights / 2)
 
 
+def test_density_of_frames_is_of_each_by_itself() -> None:
+    """Radial frames of few and of many different angles: the ramp of each frame's own spokes."""
+    frames = torch.stack([trajectories.radial(24, 40), trajectories.radial(24, 20).repeat(2, 1, 1)])
+    weights = pipe_menon((24, 24), frames, item_axes=1)
+    assert weights.shape == (2, 1, 40, 48)
+
+    def assert_own(weights: Tensor) -> None:
+        for one, k in zip(weights, frames, strict=True):
+            torch.testing.assert_close(one[0], pipe_menon((24, 24), k))
+
+    assert_own(weights)
+    together = pipe_menon((24, 24), frames).unsqueeze(1)  # as if all were one scan
+    for wrong in (together, 2 * together, weights[:1].expand_as(weights)):
+        with pytest.raises(AssertionError):
+            assert_own(wrong)
+    y, x = torch.meshgrid(*(torch.arange(24) - 12.0,) * 2, indexing="ij")
+    image = torch.exp(-((y - 2) ** 2 + (x + 3) ** 2) / 12)[None].to(torch.complex64)
+    A = NonCartesianMRI((24, 24), frames, image.new_ones(3, 24, 24), item_axes=1)
+    series = torch.stack([image, 2 * image])
+    gridded = A.adjoint(weights * A(series)) / 3
+    assert float((gridded - series)[0].norm() / series[0].norm()) < 0.05
+    with pytest.raises(ValueError, match=r"pipe_menon: want item_axes from 0 to 2 of a trajec"):
+        pipe_menon((24, 24), frames, item_axes=3)
+
+
 Make = Callable[[], Tensor]
 
 
