@@ -31,6 +31,17 @@ class Ran(NamedTuple):
     err: str
 
 
+LONGEST = ("test_examples.py", "test_smc.py", "test_evaluate.py", "test_contract.py",
+           "test_every_sampler.py", "test_guided_posterior.py", "test_cone.py", "test_ads.py",
+           "test_train.py", "test_real_codec.py", "test_cli.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A process takes whole files: the longest first, or one of them would end long after all."""
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """The tensors are small: on a shared machine of few cores two threads wait for each other."""
