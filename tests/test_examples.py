@@ -113,6 +113,22 @@ def test_chest_ct(tmp_path: Path) -> None:
     assert (tmp_path / "chest_ct.png").stat().st_size > 10_000
 
 
+def test_radial_mri(tmp_path: Path) -> None:
+    """A made-up head of few pixels."""
+    command = [sys.executable, str(ROOT / "examples" / "radial_mri.py"), "--out", str(tmp_path),
+               "--spokes", "16", "--samples", "1", "--steps", "8", "--weights", "1e-3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "radial_mri.txt").read_text()
+    assert table == done.stdout
+    reached = {line[:17].strip(): float(line[17:].split()[0]) for line in table.splitlines()[2:]}
+    assert set(reached) == {"gridding", "CG-SENSE", "TV", "DDS, one sample", "DDS, mean of 1"}
+    assert all(15 < psnr < 45 for psnr in reached.values())
+    assert reached["DDS, one sample"] > reached["gridding"] + 3
+    assert (tmp_path / "radial_mri.png").stat().st_size > 10_000
+
+
 def test_the_demonstration_beats_the_classical_methods(tmp_path: Path) -> None:
     found = demo.run(tmp_path / "demo", samples=2, steps=30, progress=False, say=lambda _: None)
     reached = {name: row["PSNR dB"] for name, row in found.rows.items()}
