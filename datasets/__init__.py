@@ -10,6 +10,7 @@ from recon.datasets.fastmri import fully_sampled, read_fastmri
 from recon.datasets.ismrmrd import read_ismrmrd
 from recon.datasets.lodopab import read_lodopab, write_lodopab
 from recon.datasets.nifti import read_nifti
+from recon.datasets.nrrd import read_nrrd
 from recon.datasets.numpy_files import read_npy, read_npz
 from recon.datasets.open import describe, open, recognise, stem  # noqa: A004
 from recon.datasets.projections import Projections
@@ -59,6 +60,7 @@ __all__ = [
     "read_nifti",
     "read_npy",
     "read_npz",
+    "read_nrrd",
     "read_ra",
     "read_twix",
     "recognise",

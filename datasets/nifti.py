@@ -102,7 +102,7 @@ def read_nifti(path: StrPath, slices: slice | None = None, *, unit: str = "arbit
         notes.append(f"values were {header.dtype.newbyteorder('=')}, cast to "
                      f"{'complex64' if values.is_complex() else 'float32'}")  # fmt: skip
     if unit == "HU":
-        _check_hu(path, values, notes)
+        check_hu(path, values, notes)
     if notes:
         attributes["note"] = "; ".join(notes)
     return Volume(values, unit, affine, None, attributes, path.name, "nifti")
@@ -239,7 +239,7 @@ def _read_values(path: Path, file: BinaryIO, header: _Header, chosen: slice) -> 
     images = []
     for number in range(header.shape[2])[chosen]:
         file.seek(header.offset + number * header.slice_bytes)
-        data = _read(file, header.slice_bytes)
+        data = read_up_to(file, header.slice_bytes)
         if len(data) < header.slice_bytes:
             problem = f"ends within slice {number} of {header.shape[2]}: cut short"
             raise FormatError.about(path, problem, "image")
@@ -254,7 +254,7 @@ def _read_values(path: Path, file: BinaryIO, header: _Header, chosen: slice) -> 
     return torch.stack(images)
 
 
-def _read(file: BinaryIO, count: int) -> bytes:
+def read_up_to(file: BinaryIO, count: int) -> bytes:
     """Up to ``count`` bytes, piece by piece: a gzip file may hold less than its header promises."""
     parts = []
     while count > 0 and (part := file.read(min(count, CHUNK_BYTES))):
@@ -337,11 +337,11 @@ def is_geometry(matrix: NDArray[np.float64]) -> bool:
     return bool(least > 1e-6 * largest)
 
 
-def _check_hu(path: Path, values: Tensor, notes: list[str]) -> None:
+def check_hu(path: Path, values: Tensor, notes: list[str]) -> None:
     if values.is_complex():
         raise FormatError.about(path, "complex values cannot be HU: read it with unit='arbitrary'")
     low, high = float(values.min()), float(values.max())
     if low < -1500:  # resampling alone overshoots by some hundred
-        notes.append(f"values down to {low:g} HU lie below air: padding is not marked in NIfTI")
+        notes.append(f"values down to {low:g} HU lie below air: padding is not marked in the file")
     if low > -500:
         notes.append(f"values from {low:g} to {high:g} are unlike HU, where air is -1000")

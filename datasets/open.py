@@ -16,6 +16,7 @@ from recon.datasets.ismrmrd import layout_ismrmrd, read_ismrmrd
 from recon.datasets.ismrmrd_acquisitions import is_ismrmrd
 from recon.datasets.lodopab import is_lodopab, layout_lodopab, read_lodopab
 from recon.datasets.nifti import is_nifti, layout_nifti, read_nifti
+from recon.datasets.nrrd import is_nrrd, layout_nrrd, read_nrrd
 from recon.datasets.numpy_files import layout_npy, layout_npz, read_npy, read_npz
 from recon.datasets.projections import Projections
 from recon.datasets.ra import is_ra, layout_ra, read_ra
@@ -41,8 +42,11 @@ KINDS = {
     "npz": _Kind(read_npz, layout_npz, (".npz",)),
     "npy": _Kind(read_npy, layout_npy, (".npy",)),
     "nifti": _Kind(read_nifti, layout_nifti, (".nii.gz", ".nii")),
+    "nrrd": _Kind(read_nrrd, layout_nrrd, (".nrrd", ".nhdr")),
     "dicom": _Kind(read_dicom, layout_dicom, (".dcm",)),
 }
+# Images whose files do not say in which unit they are.
+WITHOUT_UNIT = {"nifti": read_nifti, "nrrd": read_nrrd}
 
 
 def recognise(path: StrPath) -> str:
@@ -69,6 +73,8 @@ def recognise(path: StrPath) -> str:
         return "npy"
     if is_ra(head):
         return "ra"
+    if is_nrrd(head):
+        return "nrrd"
     if head.startswith(b"\x89HDF\r\n\x1a\n") or path.suffix in (".h5", ".hdf5", ".mrd"):
         return _in_hdf5(path)  # by suffix too: a user block may stand in front of the signature
     if is_nifti(path):
@@ -83,7 +89,7 @@ def recognise(path: StrPath) -> str:
                                       "save its k-space (slices, coils, H, W) as npz")
     raise FormatError.about(
         path, "of no known kind: want HDF5 (fastMRI, ISMRMRD, LoDoPaB), Siemens raw data (.dat), "
-              "BART's (.cfl and .hdr, or .ra), NIfTI, DICOM, npz or npy"
+              "BART's (.cfl and .hdr, or .ra), NIfTI, NRRD, DICOM, npz or npy"
     )
 
 
@@ -106,7 +112,7 @@ def open(path: StrPath, slices: slice | None = None, *,  # noqa: A001
 
     k-space comes as a ``Scan``, images as a ``Volume``, X-ray data as ``Projections``. ``series``
     is the number of a DICOM series where a folder holds several; ``unit``, ``HU`` or ``arbitrary``,
-    is that of NIfTI images, which do not say.
+    is that of NIfTI and NRRD images, which do not say.
 
     Raises
     ------
@@ -119,18 +125,18 @@ def open(path: StrPath, slices: slice | None = None, *,  # noqa: A001
     """
     kind = recognise(path)
     if series is not None:
-        _check_only("series", "dicom", path, kind)
+        _check_only("series", ("dicom",), path, kind)
         return read_dicom(path, slices, series)
     if unit is not None:
-        _check_only("unit", "nifti", path, kind)
-        return read_nifti(path, slices, unit=unit)
+        _check_only("unit", tuple(WITHOUT_UNIT), path, kind)
+        return WITHOUT_UNIT[kind](path, slices, unit=unit)
     return KINDS[kind].read(path, slices)
 
 
-def _check_only(argument: str, wanted: str, path: StrPath, kind: str) -> None:
-    if kind != wanted:
-        raise ValueError(f"{argument} is for {wanted} files, {Path(path).name} is {kind}: leave it "
-                         "out")
+def _check_only(argument: str, wanted: tuple[str, ...], path: StrPath, kind: str) -> None:
+    if kind not in wanted:
+        raise ValueError(f"{argument} is for {' and '.join(wanted)} files, {Path(path).name} is "
+                         f"{kind}: leave it out")
 
 
 def stem(path: StrPath) -> str:
@@ -162,7 +168,7 @@ def describe(path: StrPath, *, series: str | None = None) -> dict[str, Any]:
     path = Path(path)
     kind = recognise(path)
     if series is not None:
-        _check_only("series", "dicom", path, kind)
+        _check_only("series", ("dicom",), path, kind)
     layout = KINDS[kind].layout(path) if series is None else layout_dicom(path, series)
     about: dict[str, Any] = {"name": path.name, "kind": layout.kind, "keys": layout.keys}
     about |= dict.fromkeys(_DETAILS)

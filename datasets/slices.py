@@ -15,7 +15,8 @@ from recon.datasets.scan import Scan
 from recon.datasets.volume import Volume
 
 # A file so named is data: where it cannot be read it is damaged, not in the wrong folder.
-DATA = (".h5", ".hdf5", ".hdr", ".cfl", ".npz", ".npy", ".nii", ".nii.gz", ".dcm", ".ra", ".dat")
+DATA = (".h5", ".hdf5", ".hdr", ".cfl", ".npz", ".npy", ".nii", ".nii.gz", ".nrrd", ".nhdr", ".dcm",
+        ".ra", ".dat")
 
 
 class Slices(Dataset[Scan | Volume | Projections]):

@@ -33,7 +33,7 @@ class Volume(NamedTuple):
     name: str
     """Base name of the file or folder."""
     kind: str
-    """``dicom_ct``, ``dicom_mr`` or ``nifti``."""
+    """``dicom_ct``, ``dicom_mr``, ``nifti`` or ``nrrd``."""
 
     @property
     def spacing_mm(self) -> tuple[float, float, float] | None:

@@ -44,7 +44,7 @@ class Engine(enum.StrEnum):
 
 
 _READABLE = ("k-space (fastMRI, ISMRMRD, Siemens .dat, BART cfl or ra, npz, npy), projections "
-             "(LoDoPaB), or images (DICOM folder, NIfTI), which are measured by simulation")
+             "(LoDoPaB), or images (DICOM folder, NIfTI, NRRD), which are measured by simulation")
 
 Device = Annotated[str, typer.Option(
     help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one")]
@@ -134,7 +134,7 @@ def reconstruct(
         min=1, help="CT: simulate so many projections of images in HU, or use so many of a "
                     "file's")] = None,
     unit: Annotated[str | None, typer.Option(
-        help="of NIfTI images, which do not say: HU or arbitrary")] = None,
+        help="of NIfTI and NRRD images, which do not say: HU or arbitrary")] = None,
     series: Series = None,
     slices: Annotated[str | None, typer.Option(
         help="one number, counted from 0, or first:stop, stop left out")] = None,
@@ -191,7 +191,7 @@ def evaluate(
         min=0, help="by default each file's name, as fastMRI does")] = None,
     views: Annotated[str, typer.Option(help="of CT, with commas between them")] = "60",
     unit: Annotated[str | None, typer.Option(
-        help="of NIfTI images, which do not say: HU or arbitrary")] = None,
+        help="of NIfTI and NRRD images, which do not say: HU or arbitrary")] = None,
     prior: Annotated[str, typer.Option(help="a prior's name or file")] = "brain-mri",
     samples: Samples = 4,
     steps: Steps = None,

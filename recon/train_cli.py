@@ -8,8 +8,8 @@ import typer
 
 def train(
     folder: Annotated[Path, typer.Argument(
-        help="images: DICOM series in folders of their own, NIfTI, ISMRMRD images, .npy or .npz "
-             "('images'), or fully sampled k-space, whose coils are combined")],
+        help="images: DICOM series in folders of their own, NIfTI, NRRD, ISMRMRD images, .npy or "
+             ".npz ('images'), or fully sampled k-space, whose coils are combined")],
     out: Annotated[Path, typer.Option(
         help="folder for the run; where the same one is there already, it goes on")],
     validate: Annotated[Path, typer.Option(
@@ -17,7 +17,7 @@ def train(
     name: Annotated[str | None, typer.Option(
         help="of the prior: NAME.safetensors and NAME.md; by default that of --out")] = None,
     unit: Annotated[str | None, typer.Option(
-        help="of NIfTI images, which do not say: HU or arbitrary")] = None,
+        help="of NIfTI and NRRD images, which do not say: HU or arbitrary")] = None,
     window: Annotated[str, typer.Option(
         help="of images in HU, low:high; what lies outside is cut")] = "-1000:2000",
     phase: Annotated[bool, typer.Option(

@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("volume", type=Path)
     parser.add_argument("--prior", default="brain-mri")
     parser.add_argument("--bm3d", action="store_true")
-    parser.add_argument("--unit", help="of NIfTI images for a real prior: HU or arbitrary")
+    parser.add_argument("--unit", help="of NIfTI and NRRD images for a real prior: HU or arbitrary")
     parser.add_argument("--images", type=int, default=6, help="held out, for a real prior")
     args = parser.parse_args()
     prior = priors.load(args.prior)

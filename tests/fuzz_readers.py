@@ -39,7 +39,7 @@ from torch import Tensor
 
 from recon import datasets
 from recon.datasets import FormatError, Projections, Scan, Volume
-from tests.datasets import dicom_files, ismrmrd_files, test_twix
+from tests.datasets import dicom_files, ismrmrd_files, nrrd_files, test_twix
 
 CPU_SECONDS, WALL_SECONDS = 10, 60
 MOST_MEGABYTES = 300
@@ -107,6 +107,9 @@ def seeds(folder: Path) -> list[Seed]:
         add(f"nifti {name[2:]}",
             partial(lambda p, n: datasets.write_nifti(p / n, kspace[0].real, affine), n=name))
     add("nifti int16", lambda p: save_int16_nifti(p / "a.nii"))
+    for encoding in ("raw", "gzip", "bzip2", "ascii"):
+        add(f"nrrd {encoding}", partial(lambda p, e: save_nrrd(p / "a.nrrd", e), e=encoding))
+    add("nrrd header", lambda p: save_nrrd(p / "a.nhdr", "gzip"), "a.nhdr")
     stored = np.arange(3 * 40 * 33).reshape(3, 40, 33)  # as small as JPEG 2000 allows
     for told, syntax in (("native", dicom_files.EXPLICIT), ("implicit", dicom_files.IMPLICIT),
                          ("big-endian", dicom_files.BIG_ENDIAN), ("RLE", dicom_files.RLE),
@@ -135,6 +138,21 @@ def save_int16_nifti(path: Path) -> None:
         np.arange(60, dtype=np.int16).reshape(3, 4, 5), np.eye(4))
     image.header.set_slope_inter(2, -1000)
     nibabel.save(image, path)
+
+
+def save_nrrd(path: Path, encoding: str) -> None:
+    values: Any = nrrd_files.counted(3, 4, 5)
+    if encoding == "ascii":
+        values = b" ".join(b"%d" % number for number in values.flat)
+    fields = {**nrrd_files.LPS, "sizes": "5 4 3", "kinds": "domain domain domain",
+              "space units": '"mm" "mm" "mm"', "byte skip": "0", "encoding": encoding}  # fmt: skip
+    apart = path.suffix == ".nhdr"
+    nrrd_files.laid_out(path, values, {**fields, "data file": "a.raw.gz" if apart else None})
+    head, _, data = path.read_bytes().partition(b"\n\n")
+    pairs = b"\nPatientName:=Roentgen^Bertha\nHOSPITAL-4711:=Nachname"
+    path.write_bytes(head + pairs + b"\n\n" + (b"" if apart else data))
+    if apart:
+        path.with_name("a.raw.gz").write_bytes(data)
 
 
 def _pair(folder: Path) -> None:
@@ -412,7 +430,7 @@ def by_rule(rng: Generator, data: bytes) -> tuple[str, bytes]:
 
 
 SUFFIXES = (".h5", ".hdf5", ".mrd", ".dat", ".hdr", ".cfl", ".ra", ".npz", ".npy", ".nii",
-            ".nii.gz", ".dcm", "", ".IMA", ".txt", ".H5")  # fmt: skip
+            ".nii.gz", ".nrrd", ".nhdr", ".dcm", "", ".IMA", ".txt", ".H5")  # fmt: skip
 
 
 def damaged(rng: Generator, whole: list[Seed]) -> Case:

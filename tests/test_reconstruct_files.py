@@ -113,7 +113,7 @@ def test_kspace_into_images(reconstruct: Callable[..., Ran], tmp_path: Path) -> 
 @pytest.mark.parametrize(("options", "said"), [
     ((), "holds images, not measurements: pass --views N"),
     (("--views", 9, "--mask", "random"), "holds images, not measurements: pass"),
-    (("--views", 9, "--unit", "HU"), "unit is for nifti files, case is dicom"),
+    (("--views", 9, "--unit", "HU"), "unit is for nifti and nrrd files, case is dicom"),
     (("--views", 9, "--series", "77"), "77"),
     (("--views", 9, "--deidentify"), "--deidentify is for --format dicom"),
 ])

@@ -13,6 +13,7 @@ import torch
 import recon
 from recon import datasets, priors
 from recon.datasets import FormatError, Scan
+from recon.datasets.nrrd import data_file
 from recon.datasets.slices import Slices
 from recon.evaluation.settings import PRECISIONS, Sampling, Settings, needs_prior
 from recon.evaluation.subject import Subject, check_sampling, open_subject, samplings_of
@@ -144,6 +145,8 @@ def _parts(path: Path) -> list[Path]:
         return sorted(p for p in path.iterdir() if p.is_file())
     if path.suffix in (".hdr", ".cfl"):
         return [path.with_suffix(end) for end in (".hdr", ".cfl")]
+    if (data := data_file(path)) is not None:
+        return [path, data]
     partner = path.with_name(path.name.replace("observation_", "ground_truth_"))
     return [path, partner] if partner != path and partner.exists() else [path]
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from recon import ct, datasets, mri
 from recon.datasets import Projections, Scan, Volume, fully_sampled
+from recon.datasets.open import WITHOUT_UNIT
 from recon.evaluation.settings import AS_MEASURED, Sampling, Settings
 from recon.operators import CartesianMRI, LinearOperator
 from recon.operators.mri.fourier import ifft2c
@@ -48,7 +49,7 @@ def open_subject(path: Path, settings: Settings) -> Subject:
 
     In HU they become projections, when they are needed; other images become k-space.
     """
-    unit = settings.unit if datasets.recognise(path) == "nifti" else None
+    unit = settings.unit if datasets.recognise(path) in WITHOUT_UNIT else None
     found = datasets.open(path, None if settings.slices is None else slice(*settings.slices),
                           unit=unit)
     count = len(found.kspace if isinstance(found, Scan) else found.values)

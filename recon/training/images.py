@@ -11,6 +11,8 @@ from torch.nn.functional import interpolate
 
 from recon import datasets
 from recon.datasets import FormatError, Projections, Scan, Volume
+from recon.datasets.nrrd import data_file
+from recon.datasets.open import WITHOUT_UNIT
 from recon.mri import cropped, problem, undersampling
 from recon.priors.training import Stack
 
@@ -23,12 +25,13 @@ def read_stacks(folder: Path, *, unit: str | None = None,
                 say: Callable[[str], None] = lambda _: None) -> list[Stack]:
     """Every file and DICOM series in a folder, or the one given, by name; sub-folders are series.
 
-    Images come from DICOM, NIfTI (``unit`` says ``HU`` or ``arbitrary``) and ISMRMRD images; from
-    ``.npy`` arrays and ``images`` of ``.npz``, ``(height, width)`` or ``(slices, height, width)``,
-    real or complex; and from fully sampled k-space, whose coils are combined by their ESPIRiT maps
-    to complex images. CT becomes ``1 + HU / 1000`` within the window, everything else is divided by
-    the 99.8 % quantile of its bright part. Raises ValueError for what is no image, for NaN and for
-    a mixture of real and complex images, or of HU and other units.
+    Images come from DICOM, NIfTI and NRRD (``unit`` says ``HU`` or ``arbitrary`` of these two) and
+    ISMRMRD images; from ``.npy`` arrays and ``images`` of ``.npz``, ``(height, width)`` or
+    ``(slices, height, width)``, real or complex; and from fully sampled k-space, whose coils are
+    combined by their ESPIRiT maps to complex images. CT becomes ``1 + HU / 1000`` within the
+    window, everything else is divided by the 99.8 % quantile of its bright part. Raises ValueError
+    for what is no image, for NaN and for a mixture of real and complex images, or of HU and other
+    units.
     """
     low, high = window_hu
     if not -1000 <= low < 0 < high:
@@ -69,8 +72,10 @@ def _files(folder: Path) -> list[Path]:
     found = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
     if found and all(p.is_file() and _is_dicom(p) for p in found):
         return [folder]  # a series itself
-    # BART's pairs are named by their header
-    return [p for p in found if not (p.suffix == ".cfl" and p.with_suffix(".hdr").exists())]
+    # BART's pairs and NRRD's are named by their header
+    data = {data_file(p) for p in found if p.is_file()}
+    return [p for p in found if p not in data
+            and not (p.suffix == ".cfl" and p.with_suffix(".hdr").exists())]
 
 
 def _is_dicom(path: Path) -> bool:
@@ -85,7 +90,7 @@ def _stack(path: Path, unit: str | None, window_hu: tuple[float, float]) -> Stac
     if array is not None:
         return Stack(_normalised(array, path.name), None, path.name)
     kind = datasets.recognise(path)
-    found: Any = datasets.open(path, unit=unit if kind == "nifti" else None)
+    found: Any = datasets.open(path, unit=unit if kind in WITHOUT_UNIT else None)
     if isinstance(found, Projections):
         raise ValueError(f"{path.name} holds projections: want images to train on")
     if isinstance(found, Scan):

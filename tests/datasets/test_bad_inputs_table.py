@@ -16,7 +16,7 @@ from recon import datasets
 from recon.cli import main
 from recon.datasets import FormatError
 from recon.simulate import multicoil_kspace
-from tests.datasets import dicom_files
+from tests.datasets import dicom_files, nrrd_files
 
 pytest.importorskip("nibabel", reason="NIfTI files need nibabel")
 
@@ -47,6 +47,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     np.save(folder / "array.npy", kspace.numpy())
     datasets.write_nifti(folder / "image.nii", image[None], None)
     datasets.write_nifti(folder / "packed.nii.gz", kspace[:, 0].abs(), None)
+    nrrd_files.laid_out(folder / "image.nrrd", image[None].numpy(), encoding="gzip")
     (slice_,) = dicom_files.write_series(folder / "series", np.ones((1, 16, 14), int) * 1024)
     shutil.move(slice_, folder / "slice.dcm")
     return {path.name: path for path in folder.iterdir()
@@ -54,7 +55,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 NAMES = ("fastmri.h5", "ismrmrd.mrd", "bart.cfl", "bart.ra", "arrays.npz", "array.npy",
-         "image.nii", "packed.nii.gz", "slice.dcm")
+         "image.nii", "packed.nii.gz", "image.nrrd", "slice.dcm")
 
 
 def test_every_kind_is_here_and_opens(whole: dict[str, Path]) -> None:
