@@ -4,7 +4,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, split
@@ -179,7 +179,8 @@ def _lag_kernels(projector: Tensor, patch: tuple[int, ...]) -> Tensor:
     for at in itertools.product(*map(range, patch)):
         # predicted at (y, x) of the patch from all of it: lags -y .. ky - 1 - y, likewise x
         reached = tuple(slice(k - 1 - i, 2 * k - 1 - i) for i, k in zip(at, patch, strict=True))
-        predicted = projector[(slice(None), slice(None), *at)]  # (items, coils, coils, *patch)
+        row: tuple[Any, ...] = (slice(None), slice(None), *at)
+        predicted = projector[row]  # (items, coils, coils, *patch)
         lags[(slice(None), *reached)] += predicted.movedim((1, 2), (-2, -1))
     return lags / math.prod(patch)
 

@@ -232,8 +232,9 @@ class NonCartesianMRI(LinearOperator):
                                 which.expand(ends).flatten().tolist(), strict=True):
             S = maps[item] if maps is not None and self.items else maps
             encoding = self.encodings[number]
+            mine: tuple[Any, ...] = (slice(None), *item)
             found.append(torch.cat([part(some, S, encoding) for some in
-                                    split(x[(slice(None), *item)], max(width, 1))]))
+                                    split(x[mine], max(width, 1))]))
         return torch.stack(found, 1).view(*batch, *found[0].shape[1:])
 
     def get_extra_state(self) -> dict[str, Tensor]:
