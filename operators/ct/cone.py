@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from recon.operators.base import LinearOperator
-from recon.operators.ct import cone_torch
+from recon.operators.ct import cone_torch, kernels
 from recon.operators.ct.cone_geometry import (
     axes_of,
     circular_vectors,
@@ -24,7 +24,7 @@ from recon.operators.ct.planar import angles_of, counted, finite_of, length_of
 from recon.operators.linear_map import linear_map
 from recon.space import Space
 
-Backend = Literal["auto", "numba", "torch"]
+Backend = Literal["auto", "numba", "torch", "triton"]
 
 
 class ConeBeamCT(LinearOperator):
@@ -66,9 +66,9 @@ class ConeBeamCT(LinearOperator):
         Side of a detector pixel, or ``(height, width)``; None for the smallest side of a voxel,
         magnified from the axis to the detector.
     backend
-        "numba" is compiled and for CPUs (extra ``numba``); "torch" runs on any device, on a CPU
-        tens of times slower; "auto" takes numba for tensors on the CPU where it is installed.
-        Both agree to rounding.
+        "numba" is compiled and for CPUs (extra ``numba``); "triton" is compiled and for GPUs, and
+        comes with torch for CUDA; "torch" runs on any device, on a CPU tens of times slower. "auto"
+        takes the compiled one of the tensors' device where it is installed. All agree to rounding.
     dtype
         Of the spaces; products are in the precision of the input.
 
@@ -142,8 +142,8 @@ class ConeBeamCT(LinearOperator):
         volume = tuple(counted(call, "size", n) for n in _numbers(call, "size", sizes, 3))
         rows, columns = (counted(call, "detectors", n)
                          for n in _numbers(call, "detectors", detectors, 2))
-        if backend not in ("auto", "numba", "torch"):
-            raise ValueError(f"{call}: want backend auto, numba or torch, got {backend!r}")
+        if backend not in ("auto", "numba", "torch", "triton"):
+            raise ValueError(f"{call}: want backend auto, numba, torch or triton, got {backend!r}")
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"{call}: want dtype float32 or float64, got {dtype}")
         super().__init__(Space((1, *volume), dtype), Space((1, len(vectors), rows, columns), dtype))
@@ -196,6 +196,11 @@ class ConeBeamCT(LinearOperator):
             from recon.operators.ct import cone_numba
 
             return cone_numba.project(precise, self._views).to(x.dtype)
+        if self.on_kernels(x.device):
+            from recon.operators.ct import cone_triton
+
+            kernels.check_cone(x.device)
+            return cone_triton.project(precise, self._views).to(x.dtype)
         return cone_torch.project(precise, self._views, self._axes).to(x.dtype)
 
     def _backproject(self, y: Tensor) -> Tensor:
@@ -204,12 +209,18 @@ class ConeBeamCT(LinearOperator):
             from recon.operators.ct import cone_numba
 
             return cone_numba.backproject(precise, self._views).to(y.dtype)
+        if self.on_kernels(y.device):
+            from recon.operators.ct import cone_triton
+
+            kernels.check_cone(y.device)
+            return cone_triton.backproject(precise, self._views, self._axes,
+                                           self._footprints).to(y.dtype)
         return cone_torch.backproject(precise, self._views, self._axes,
                                       self._footprints).to(y.dtype)
 
     def compiled(self, device: torch.device) -> bool:
-        """Whether tensors on ``device`` take the compiled path."""
-        if self.backend == "torch" or (self.backend == "auto" and device.type != "cpu"):
+        """Whether tensors on ``device`` take the path compiled for CPUs."""
+        if self.backend in ("torch", "triton") or (self.backend == "auto" and device.type != "cpu"):
             return False
         installed = importlib.util.find_spec("numba") is not None
         if self.backend == "numba":
@@ -220,6 +231,16 @@ class ConeBeamCT(LinearOperator):
                 raise ValueError(f"{self.label()}: backend numba is for CPUs, got a tensor on "
                                  f'{device}: take backend "torch" or "auto"')
         return installed
+
+    def on_kernels(self, device: torch.device) -> bool:
+        """Whether tensors on ``device`` take the kernels for GPUs."""
+        if self.backend == "triton" and not kernels.present(device):
+            if device.type != "cuda":
+                raise ValueError(f"{self.label()}: backend triton is for GPUs, got a tensor on "
+                                 f'{device}: take backend "numba", "torch" or "auto"')
+            raise ImportError(f"{self.label()}: backend triton wants triton, which comes with "
+                              'torch for CUDA: pip install triton, or take backend "torch"')
+        return self.backend in ("auto", "triton") and kernels.present(device)
 
     @property
     def orbit(self) -> tuple[float, float]:

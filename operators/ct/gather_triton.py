@@ -148,13 +148,14 @@ def _project(x, y, at, slope, length, steep, rays, rows, columns,  # type: ignor
     a = tl.load(at + ray, mask=there, other=0.0)[:, None]
     s = tl.load(slope + ray, mask=there, other=0.0)[:, None]
     way = tl.load(length + ray, mask=there, other=0.0)[:, None]
-    count = tl.where(along_rows & there, rows, tl.where(there, columns, 0))[:, None]
+    counts = tl.where(along_rows & there, rows, tl.where(there, columns, 0))
+    count = counts[:, None]
     limit = tl.where(along_rows, columns, rows)[:, None]
     width = columns.to(tl.int64)
     to_step = tl.where(along_rows, width, 1)[:, None]
     to_tap = tl.where(along_rows, 1, width)[:, None]
     total = tl.zeros([RAYS, STEPS, ITEMS], x.dtype.element_ty)
-    for first in range(0, tl.maximum(rows, columns), STEPS):
+    for first in range(0, tl.max(counts, 0), STEPS):
         step = (first + tl.arange(0, STEPS))[None, :]
         place = a + s * step.to(tl.float64)
         floor = tl.floor(place)

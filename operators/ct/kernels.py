@@ -38,6 +38,26 @@ def check_planar(device: torch.device) -> None:
                     _waves((len(angles) * geometry.bins, 3), dtype, device))
 
 
+@functools.cache
+def check_cone(device: torch.device) -> None:
+    """As ``check_planar``, of the kernels of cone beams."""
+    from recon.operators.ct import cone_torch, cone_triton
+    from recon.operators.ct.cone_geometry import axes_of, circular_vectors, footprint, views_of
+
+    angles = torch.tensor([0.2, 0.7], dtype=torch.float64)
+    views = views_of(circular_vectors(angles, 20.0, 6.0, (1.5, 1.3), (0.25, -0.5), 2.0), (6, 5, 7),
+                     (1.2, 1.0, 0.9), (8, 9))
+    axes, reach = axes_of(views), footprint(views)
+    for dtype, tolerance in ((torch.float32, 3e-6), (torch.float64, 1e-12)):
+        compare(f"cone, {dtype}", tolerance,
+                (lambda x: cone_triton.project(x, views),
+                 lambda y: cone_triton.backproject(y, views, axes, reach)),
+                (lambda x: cone_torch.project(x, views, axes),
+                 lambda y: cone_torch.backproject(y, views, axes, reach)),
+                _waves((2, *views.volume), dtype, device),
+                _waves((2, len(angles), *views.detector), dtype, device))
+
+
 def compare(what: str, tolerance: float, kernels: Pair, plain: Pair, x: Tensor, y: Tensor) -> None:
     """RuntimeError, in words, where the kernels fail or miss plain torch."""
     for direction, kernel, reference, of in zip(("forward", "adjoint"), kernels, plain, (x, y),

@@ -32,7 +32,11 @@ def on_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     ran: list[str] = []
 
     def named(name: str, kernel: Callable[[Gather, Tensor], Tensor]) -> Any:
-        return lambda gather, of: (ran.append(name), kernel(gather, of))[1]
+        def run(gather: Gather, of: Tensor) -> Tensor:
+            ran.append(name)
+            return kernel(gather, of)
+
+        return run
 
     monkeypatch.setattr(kernels, "present", lambda _: True)
     monkeypatch.setattr(kernels, "check_planar", lambda _: None)

@@ -374,7 +374,7 @@ def test_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     (lambda: ConeBeamCT(8, [0.0], (9, 9), 20.0, detector_offset=(math.nan, 0.0)),
      "want a finite detector_offset, got nan"),
     (lambda: ConeBeamCT(8, [0.0], (9, 9), 20.0, backend="cuda"),  # type: ignore[arg-type]
-     "want backend auto, numba or torch, got 'cuda'"),
+     "want backend auto, numba, torch or triton, got 'cuda'"),
     (lambda: ConeBeamCT(8, [0.0], (9, 9), 20.0, dtype=torch.float16),
      "want dtype float32 or float64"),
     (lambda: ConeBeamCT.from_vectors(8, torch.zeros(3, 9), (9, 9)), r"want vectors \(views, 12\)"),

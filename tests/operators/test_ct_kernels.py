@@ -22,7 +22,7 @@ pytestmark = [
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("part", ["planar"])
+@pytest.mark.parametrize("part", ["planar", "cone"])
 def test_numbers_by_the_interpreter(part: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider",
@@ -38,6 +38,7 @@ class Kernel(NamedTuple):
     function: Any
     types: dict[str, str]
     constants: dict[str, Any]
+    fused: bool = True  # products with sums
 
 
 def compiled(kernel: Kernel, arch: int) -> dict[str, Any]:
@@ -48,7 +49,8 @@ def compiled(kernel: Kernel, arch: int) -> dict[str, Any]:
 
     types = {name: kernel.types.get(name, "constexpr") for name in kernel.function.arg_names}
     done = triton.compile(ASTSource(kernel.function, types, kernel.constants),
-                          target=GPUTarget("cuda", arch, 32))
+                          target=GPUTarget("cuda", arch, 32),
+                          options={"enable_fp_fusion": kernel.fused})
     found: dict[str, Any] = dict(done.asm)
     return found
 
@@ -69,6 +71,16 @@ def planar_kernels(real: str) -> list[Kernel]:
                       "PIXELS": 128, "ITEMS": 4}) for form in (0, 1, 2))]
 
 
+def cone_kernels(real: str) -> list[Kernel]:
+    from recon.operators.ct import cone_triton
+
+    types = {"views": "*fp64", "sides": "*fp64", "kinds": "*i32", "x": f"*{real}", "y": f"*{real}"}
+    types |= dict.fromkeys(("rays", "rows", "columns", "depth", "height", "width", "items",
+                            "count"), "i32")
+    return [Kernel(cone_triton._project, types, {"RAYS": 128, "ITEMS": 4}, fused=False),
+            Kernel(cone_triton._backproject, types, {"VOXELS": 128, "ITEMS": 4}, fused=False)]
+
+
 def check_offsets(triton_code: str) -> None:
     """No tensor of addresses is reached by a 32-bit offset, or by one multiplied in 32 bits."""
     offsets = re.findall(r"tt\.addptr .*: tensor<\S*!tt\.ptr<\w+>>, tensor<\S*?x?(i\d+)>",
@@ -80,18 +92,24 @@ def check_offsets(triton_code: str) -> None:
     assert not set(products) & set(widened), "a 32-bit product made an offset"
 
 
-@pytest.mark.parametrize("arch", [80, 90])
-@pytest.mark.parametrize("real", ["fp32", "fp64"])
+@pytest.mark.parametrize(("arch", "real"), [(80, "fp32"), (90, "fp32"), (90, "fp64")])
 def test_kernels_compile_for_gpus(arch: int, real: str, tmp_path: Path,
                                   monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    for kernel in planar_kernels(real):
+    for kernel in planar_kernels(real) + cone_kernels(real):
         forms = compiled(kernel, arch)
         assert len(forms["cubin"]) > 1000
         assert f".target sm_{arch}" in forms["ptx"]
         # nothing is added to what another thread may have written
         assert not re.search(r"\b(atom|red)\.", forms["ptx"])
         check_offsets(forms["ttir"])
+        # where the axis of a ray is chosen twice, products must be rounded alike
+        assert kernel.fused or "fma.rn" not in forms["ptx"]
+
+
+def test_fused_products_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    assert "fma.rn.f64" in compiled(cone_kernels("fp32")[0]._replace(fused=True), 90)["ptx"]
 
 
 def test_offsets_of_32_bits_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
