@@ -5,7 +5,7 @@ no two threads write to one voxel and the sums are in the same order whatever th
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numba
@@ -54,6 +54,14 @@ def _arrays(views: Views) -> tuple[Any, ...]:
     return (*(part.numpy() for part in parts), np.array(views.volume, np.int64))
 
 
+def _compiled(loop: Callable[..., None]) -> Any:
+    """Kept on disk beside the source or in the user's cache: the next process need not compile."""
+    try:
+        return numba.njit(parallel=True, cache=True)(loop)
+    except RuntimeError:  # neither can be written to
+        return numba.njit(parallel=True)(loop)
+
+
 @numba.njit(inline="always")  # type: ignore[untyped-decorator]
 def _ray(source: Any, corner: Any, down: Any, right: Any, voxel: Any, r: int, c: int) -> Any:
     """Axis stepped along, places at its plane 0 and slopes of the two others, way per plane."""
@@ -91,7 +99,7 @@ def _within(at: float, slope: float, n: int, first: float, last: float) -> Any:
     return max(first, min(one, other)), min(last, max(one, other))
 
 
-@numba.njit(parallel=True)  # type: ignore[untyped-decorator]
+@_compiled
 def _project(x: Any, source: Any, corner: Any, down: Any, right: Any, voxel: Any, size: Any,
              y: Any) -> None:
     views, rows, columns = y.shape
@@ -123,7 +131,7 @@ def _project(x: Any, source: Any, corner: Any, down: Any, right: Any, voxel: Any
             y[v, r, c] = length * total
 
 
-@numba.njit(parallel=True)  # type: ignore[untyped-decorator]
+@_compiled
 def _backproject(y: Any, source: Any, corner: Any, down: Any, right: Any, voxel: Any, size: Any,
                  x: Any) -> None:
     views, rows, columns = y.shape
