@@ -6,6 +6,10 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding_bag
+
+# On a CPU, MKL's product with more single-precision columns takes 2 to 5 times embedding_bag's.
+_FEW = 8
 
 
 class Rows(NamedTuple):
@@ -90,7 +94,7 @@ class SparsePair(nn.Module):
         # products exist for one kind of number: real and imaginary parts are columns
         columns = torch.view_as_real(dense.resolve_conj()).flatten(1) if dense.is_complex() else (
             dense)
-        products = [part @ columns.contiguous() for part in parts]
+        products = [_product(part, columns.contiguous()) for part in parts]
         if dense.is_complex():
             products = [torch.view_as_complex(p.reshape(len(p), *dense.shape[1:], 2))
                         for p in products]
@@ -133,3 +137,11 @@ class SparsePair(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_built": {}}
+
+
+def _product(matrix: Tensor, columns: Tensor) -> Tensor:
+    many = columns.ndim == 2 and columns.shape[1] > _FEW
+    if many and columns.is_cpu and columns.dtype == torch.float32:
+        return embedding_bag(matrix.col_indices(), columns, matrix.crow_indices(), mode="sum",
+                             per_sample_weights=matrix.values(), include_last_offset=True)
+    return matrix @ columns
