@@ -54,13 +54,14 @@ def affine_of(path: Path, header: Header, attributes: Attributes,
     directions = vectors(path, header.fields, _count(header))
     with np.errstate(all="ignore"):  # judged as a whole below
         if directions is not None:
-            key, found = "space directions", _oriented(path, header, directions, dimension, space,
-                                                       notes)  # fmt: skip
+            key = "space directions"
+            found = _oriented(path, header, directions, dimension, space, notes)
         else:
-            key, found = "spacings", _spaced(path, header, space, notes)
-        if found is None:
-            notes.append("the file gives no position and orientation")
-            return None
+            key, sides = "spacings", _spaced(path, header, space, notes)
+            if sides is None:
+                notes.append("the file gives no position and orientation")
+                return None
+            found = sides
         found *= np.array((PATIENT | FRAMES).get(space, (1, 1, 1)))[:, None]
         if found.shape[1] == 3:  # a plane: its normal, 1 mm long
             normal = np.cross(found[:, 0], found[:, 1])

@@ -170,7 +170,7 @@ def _dtype(path: Path, fields: dict[str, str], encoding: str) -> np.dtype[Any]:
     if order is None:
         problem = f"want little or big, got {quoted(fields.get('endian', ''))}"
         raise FormatError.about(path, problem, "endian")
-    return dtype.newbyteorder(order)
+    return np.dtype(f"{order}{code}")
 
 
 def _axes(path: Path, fields: dict[str, str]) -> tuple[tuple[int, ...], tuple[int, int, int]]:

@@ -16,7 +16,8 @@ from recon.datasets.ismrmrd import layout_ismrmrd, read_ismrmrd
 from recon.datasets.ismrmrd_acquisitions import is_ismrmrd
 from recon.datasets.lodopab import is_lodopab, layout_lodopab, read_lodopab
 from recon.datasets.nifti import is_nifti, layout_nifti, read_nifti
-from recon.datasets.nrrd import is_nrrd, layout_nrrd, read_nrrd
+from recon.datasets.nrrd import layout_nrrd, read_nrrd
+from recon.datasets.nrrd_header import is_nrrd
 from recon.datasets.numpy_files import layout_npy, layout_npz, read_npy, read_npz
 from recon.datasets.projections import Projections
 from recon.datasets.ra import is_ra, layout_ra, read_ra

@@ -266,7 +266,8 @@ BARE: dict[str, str | None] = {"space": None, "space origin": None, "space direc
 def test_geometry(tmp_path: Path, fields: dict[str, str | None], places: list[list[float]],
                   note: str) -> None:  # fmt: skip
     volume = read_nrrd(laid_out(tmp_path / "a.nrrd", counted(2, 3, 4), {**LPS, **fields}))
-    np.testing.assert_allclose(of(volume.affine), [*places, [0, 0, 0, 1]], rtol=1e-12)
+    wanted = np.array([*places, [0, 0, 0, 1]], np.float64)
+    np.testing.assert_allclose(of(volume.affine), wanted, rtol=1e-12)
     told = str(volume.attributes.get("note", ""))
     assert told == note
     assert ("orientation" in volume.attributes) == ("where its axes" not in told)
@@ -324,8 +325,7 @@ def test_notes(tmp_path: Path, fields: dict[str, str | None], more: bytes,
 def test_packed_data_with_more_behind_them(
         tmp_path: Path, encoding: str, pack: Callable[[bytes], bytes], note: str | None
 ) -> None:  # fmt: skip
-    path = laid_out(tmp_path / "a.nrrd", b"", encoding="raw", **{k.replace(" ", "_"): v
-                                                                 for k, v in LPS.items()})
+    path = laid_out(tmp_path / "a.nrrd", b"", {**LPS})
     header = path.read_bytes().replace(b"encoding: raw", b"encoding: " + encoding.encode())
     behind = b"12 13" if encoding == "ascii" else b"xyz" if encoding == "gzip" else b""
     path.write_bytes(header + pack(counted(2, 3, 4).tobytes()) + behind)
@@ -672,7 +672,9 @@ def test_a_folder_to_train_on_and_one_to_evaluate(tmp_path: Path) -> None:
     entries = datasets.Slices(tmp_path)
     assert {file.name for file, _ in entries.entries} == {"a.nhdr", "c.nrrd"}
     assert [name for name, _ in entries.left_out] == ["b.raw"]
-    assert open_subject(tmp_path / "c.nrrd", Settings(("tv",), unit="HU")).data.unit == "HU"
+    subject = open_subject(tmp_path / "c.nrrd", Settings({"tv": {}}, unit="HU"))
+    assert isinstance(subject.data, Volume)
+    assert subject.data.unit == "HU"
     before = fingerprint(path)
     (tmp_path / "b.raw").write_bytes(bytes(48))
     assert fingerprint(path)[2] != before[2]
