@@ -373,7 +373,7 @@ def test_images_without_weights_are_guided_langevin() -> None:
             check(smc, **wrong)
 
 
-def sliced(last: Step | Particles, problem: Problem) -> float:
+def sliced(last: Any, problem: Problem) -> float:
     """``sliced_w2`` of one ensemble, without the measures and the floor that stand beside it."""
     along = directions(8, 32)
     x, weights = last.x0, None
@@ -388,7 +388,7 @@ def test_the_benchmark_of_mcgdiff() -> None:
 
     The published mean sliced distance of MCGDiff is 1.43, DPS 4.86 and DDRM 5.88 (recalled).
     """
-    sums = {smc: 0.0, dps: 0.0, ddrm: 0.0}
+    sums: dict[Any, float] = {smc: 0.0, dps: 0.0, ddrm: 0.0}
     for seed in range(10):
         problem = problems.mcgdiff_mixture(8, 1, seed)
         for method in sums:
