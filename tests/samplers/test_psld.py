@@ -11,58 +11,24 @@ from torch import Tensor
 
 from recon.integrators import DDIM, Step, integrate, schedules
 from recon.noise import Noise
-from recon.operators import LinearOperator, Masking, Operator, Space, from_functions, from_nonlinear
+from recon.operators import LinearOperator, Masking, Operator, Space, from_nonlinear
 from recon.operators.mri import CartesianMRI
-from recon.priors import Codec, Gaussian, GaussianMixture, Prior
+from recon.priors import Codec, Gaussian, Prior
 from recon.samplers import dps, latent_dps, psld
+from tests.samplers.comparing import F64, noise, relative, seeded
+from tests.samplers.latents import IMAGE, LATENT, blurred, decode, linearly, mixture
 
 Method = Callable[..., Tensor]
-F64, C128 = torch.float64, torch.complex128
-IMAGE = Space((1, 2, 3))
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def relative(got: Tensor, want: Tensor) -> float:
-    assert got.shape == want.shape
-    return float((got - want).abs().max() / want.abs().max())
-
-
-def mixture() -> GaussianMixture:
-    """Of latents of 4 numbers."""
-    means = torch.tensor([[-2.0, 0, 1, 0], [1, 1, -1, 0.5], [0, -1, 0, 2]], dtype=F64)
-    cov = 0.3 * torch.eye(4, dtype=F64) + 0.1
-    return GaussianMixture(torch.tensor([1.0, 2, 1], dtype=F64), means.view(3, 1, 1, 4),
-                           cov.expand(3, 4, 4).contiguous())
-
-
-W = noise(6, 4, seed=3) / 2
-
-
-def decode(z: Tensor) -> Tensor:
-    linear = (z.flatten(1) @ W.mT.to(z.dtype)).view(-1, 1, 2, 3)
-    return linear + 0.2 * linear.sin()
+C128 = torch.complex128
 
 
 def encode(x: Tensor) -> Tensor:
-    linear = (x.flatten(1) @ torch.linalg.pinv(W).mT.to(x.dtype)).view(-1, 1, 1, 4)
+    linear = linearly(x)
     return linear - 0.1 * linear.sin()
 
 
 def codec(encode: Callable[[Tensor], Tensor] = encode) -> Codec:
-    return Codec(encode, decode, image=IMAGE, latent=Space((1, 1, 4)))
-
-
-def blurred() -> LinearOperator:
-    """Not its own adjoint."""
-    return from_functions(lambda x: x + 0.5 * x.roll(1, -1) + 0.2 * x.roll(1, -2), domain=IMAGE,
-                          range=IMAGE)
+    return Codec(encode, decode, image=IMAGE, latent=LATENT)
 
 
 def written_out(fault: str = "") -> Method:

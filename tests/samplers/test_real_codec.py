@@ -25,14 +25,13 @@ from recon.operators.norm import squared_norm
 from recon.priors import Autoencoder, Codec, Gaussian, LatentPrior, Prior
 from recon.samplers import latent_dps, psld, stsl
 from recon.samplers.stsl import LatentStep, trace_gradient
+from tests.samplers.comparing import F64, noise, relative, seeded
+from tests.samplers.latents import NO_TRACE, quiet
 
 WEIGHTS = Path(__file__).parents[2] / "examples" / "brain-latent.safetensors"
 Method = Callable[..., Tensor]
-F64 = torch.float64
 IMAGE, LATENT = Space((1, 32, 32), F64), (4, 8, 8)
 NOISE = 0.15
-NO_TRACE: dict[str, Any] = {"hessian_weight": 0.0}
-quiet = pytest.mark.filterwarnings("ignore:the residual y - A x")
 
 
 @cache
@@ -58,19 +57,6 @@ def exact() -> LatentPrior:
 
 def truth() -> Tensor:
     return demo.shipped_slice()[None, 40:72, 32:64].to(F64)
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def relative(got: Tensor, want: Tensor) -> float:
-    assert got.shape == want.shape
-    return float((got - want).abs().max() / want.abs().max())
 
 
 def mask() -> Masking:

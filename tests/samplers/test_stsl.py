@@ -26,25 +26,20 @@ from recon.samplers import stsl
 from recon.samplers.stsl import LatentStep, measured_numbers, trace_gradient
 from recon.yardstick import problems
 from recon.yardstick.problems import Matrix
+from tests.samplers.comparing import F64, noise, relative, seeded
+from tests.samplers.latents import (
+    IMAGE,
+    LATENT,
+    NO_TRACE,
+    blurred,
+    decode,
+    linearly,
+    mixture,
+    quiet,
+)
 
 Method = Callable[..., Tensor]
-F64 = torch.float64
-NO_TRACE: dict[str, Any] = {"hessian_weight": 0.0}
 DRAWN: dict[str, Any] = {"hessian_weight": 0.0, "start_noise": 1.0}
-quiet = pytest.mark.filterwarnings("ignore:the residual y - A x")
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def relative(got: Tensor, want: Tensor) -> float:
-    assert got.shape == want.shape
-    return float((got - want).abs().max() / want.abs().max())
 
 
 def refused(check: Callable[[Method], None], *faults: Method) -> None:
@@ -53,32 +48,9 @@ def refused(check: Callable[[Method], None], *faults: Method) -> None:
             check(fault)
 
 
-def mixture() -> GaussianMixture:
-    """Of latents of 4 numbers."""
-    means = torch.tensor([[-2.0, 0, 1, 0], [1, 1, -1, 0.5], [0, -1, 0, 2]], dtype=F64)
-    cov = 0.3 * torch.eye(4, dtype=F64) + 0.1
-    return GaussianMixture(torch.tensor([1.0, 2, 1], dtype=F64), means.view(3, 1, 1, 4),
-                           cov.expand(3, 4, 4).contiguous())
-
-
-W = noise(6, 4, seed=3) / 2
-
-
-def decode(z: Tensor) -> Tensor:
-    linear = (z.flatten(1) @ W.mT.to(z.dtype)).view(-1, 1, 2, 3)
-    return linear + 0.2 * linear.sin()
-
-
 def curved() -> Codec:
     """Six pixels of four numbers; the decoder is not linear, the encoder not its inverse."""
-    return Codec(lambda x: (x.flatten(1) @ torch.linalg.pinv(W).mT.to(x.dtype)).view(-1, 1, 1, 4),
-                 decode, image=Space((1, 2, 3)), latent=Space((1, 1, 4)))
-
-
-def blurred() -> LinearOperator:
-    space = Space((1, 2, 3))
-    return from_functions(lambda x: x + 0.5 * x.roll(1, -1) + 0.2 * x.roll(1, -2), domain=space,
-                          range=space)
+    return Codec(linearly, decode, image=IMAGE, latent=LATENT)
 
 
 def written_out(fault: str = "") -> Method:

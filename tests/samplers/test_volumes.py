@@ -16,28 +16,11 @@ from recon.operators import LinearOperator, Masking, Space
 from recon.operators.mri import CartesianMRI
 from recon.priors import Gaussian, Prior
 from recon.samplers import dds, diffusion_mbir, mbir
+from tests.samplers.comparing import F64, each, noise, relative, seeded
 
 Method = Callable[..., Tensor]
 Cases = dict[str, tuple[LinearOperator, Gaussian]]
-F64, C128 = torch.float64, torch.complex128
-
-
-def noise(*shape: int, seed: int = 0, dtype: torch.dtype = F64) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def each(n: int, reverse: bool = False) -> list[torch.Generator]:
-    """One generator for each of ``n`` slices."""
-    return [seeded(n - 1 - i if reverse else i) for i in range(n)]
-
-
-def relative(got: Tensor, want: Tensor) -> float:
-    assert got.shape == want.shape
-    return float((got - want).abs().max() / want.abs().max())
+C128 = torch.complex128
 
 
 def steep(x: Tensor) -> float:
