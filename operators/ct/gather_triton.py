@@ -23,6 +23,8 @@ from recon.operators.ct.joseph import steps
 
 # Places beyond this, in pixels or bins, are outside whatever the size, and fit 32-bit numbers.
 _FAR = 2.0**29
+# Rays and pixels of one program.
+_RAYS, _PIXELS = 32, 128
 # The single-precision arc tangent of a curved detector may be off by this many radians.
 _ARC = 4e-6
 
@@ -108,7 +110,7 @@ def project(gather: Gather, x: Tensor) -> Tensor:
     y = x.new_empty(rays, items)
     if items > 0:
         wide = triton.next_power_of_2(items)
-        block = 32
+        block = _RAYS
         with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
             _project[(triton.cdiv(rays, block),)](
                 x, y, of.at, of.slope, of.length, of.steep, rays, rows, columns, items,
@@ -122,7 +124,7 @@ def backproject(gather: Gather, y: Tensor) -> Tensor:
     x = y.new_empty(rows * columns, items)
     if items > 0:
         wide = triton.next_power_of_2(items)
-        block = 128 if wide <= 4 else 64
+        block = _PIXELS if wide <= 4 else _PIXELS // 2
         with torch.cuda.device_of(y):  # type: ignore[no-untyped-call]
             _backproject[(triton.cdiv(rows * columns, block),)](
                 y, x, of.at, of.slope, of.length, of.steep, of.kinds, of.seen, of.arc,
@@ -181,9 +183,12 @@ def _backproject(y, x, at, slope, length, steep, kinds, seen,  # type: ignore[no
                  PIXELS: tl.constexpr, ITEMS: tl.constexpr):
     """Some pixels, view by view."""
     pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
-    there = pixel < rows.to(tl.int64) * columns
-    row = (pixel // columns).to(tl.float64)
-    column = (pixel % columns).to(tl.float64)
+    pixels = rows.to(tl.int64) * columns
+    there = pixel < pixels
+    # beyond the image the source may be level with a pixel
+    within = tl.minimum(pixel, pixels - 1)
+    row = (within // columns).to(tl.float64)
+    column = (within % columns).to(tl.float64)
     item = tl.arange(0, ITEMS)[None, :]
     total = tl.zeros([PIXELS, ITEMS], y.dtype.element_ty)
     for view in range(views):

@@ -26,6 +26,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*covers")
 Fault = Callable[[gather_triton.Tables], gather_triton.Tables]
 
 
+@pytest.fixture(autouse=True)
+def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter runs one program after the other, each as long whatever its size."""
+    monkeypatch.setattr(gather_triton, "_RAYS", 512)
+    monkeypatch.setattr(gather_triton, "_PIXELS", 1024)
+
+
 @pytest.fixture
 def on_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The matrix-free form takes the kernels here, as on a GPU; names of those that ran."""
@@ -118,12 +125,17 @@ def test_gradients_are_the_kernels() -> None:
 
 
 @pytest.mark.usefixtures("on_kernels")
-def test_the_same_bits_again_and_alone() -> None:
+def test_the_same_bits_again_and_alone_and_in_many_programs(
+        monkeypatch: pytest.MonkeyPatch) -> None:
     A = geometry("rectangular", method="gather")
-    y = randn(3, *A.range.shape)
-    together = A.adjoint(y)
+    x, y = randn(3, *A.domain.shape), randn(3, *A.range.shape)
+    Ax, together = A(x), A.adjoint(y)
     assert torch.equal(together, A.adjoint(y))
     assert torch.equal(together[1], A.adjoint(y[1]))
+    monkeypatch.setattr(gather_triton, "_RAYS", 32)
+    monkeypatch.setattr(gather_triton, "_PIXELS", 64)
+    assert torch.equal(A(x), Ax)
+    assert torch.equal(A.adjoint(y), together)
     assert A(torch.zeros(0, *A.domain.shape)).shape == (0, *A.range.shape)
 
 
