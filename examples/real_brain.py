@@ -59,6 +59,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--weights", type=float, nargs="+", default=WEIGHTS,
+                        help="of TV and wavelets, swept")
     parser.add_argument("--bart", action="store_true", help="sweep BART's pics too")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -84,8 +86,8 @@ def main() -> None:
     images = {
         "zero-filled": A.adjoint(y),
         "least squares": max((A.solve(A.adjoint(y), w) for w in (3e-3, 1e-2, 3e-2)), key=score),
-        "TV": max((reconstruct(y, A, None, "tv", weight=w).mean for w in WEIGHTS), key=score),
-        "wavelet": max((reconstruct(y, A, None, "wavelet", weight=w).mean for w in WEIGHTS),
+        "TV": max((reconstruct(y, A, None, "tv", weight=w).mean for w in args.weights), key=score),
+        "wavelet": max((reconstruct(y, A, None, "wavelet", weight=w).mean for w in args.weights),
                        key=score),
     }
     if args.bart:
