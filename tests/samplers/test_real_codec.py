@@ -105,8 +105,8 @@ def test_s1_trace_term_of_a_gaussian_is_nothing() -> None:
 
 @quiet
 def test_s2_without_inner_steps_is_ddim_and_inverts_it() -> None:
-    """There and back, 0.123, 0.070 and 0.054 of the image are lost with 20, 40 and 80 levels: at
-    first in proportion to a level, as with exact denoisers, then slower.
+    """There and back, 0.229, 0.126 and 0.071 of the image are lost with 20, 40 and 80 levels: in
+    proportion to a level, as with exact denoisers.
     """
     A = blur()
     y = measured(A)
@@ -117,7 +117,7 @@ def test_s2_without_inner_steps_is_ddim_and_inverts_it() -> None:
                               generator=seeded(), **settings)[0], first) for n in steps]
 
     def check(found: list[float]) -> None:
-        assert all(0.3 < b / a < 0.85 for a, b in pairwise(found))
+        assert all(0.45 < b / a < 0.65 for a, b in pairwise(found))
         assert found[-1] < 0.15
 
     check(errors(20, 40, 80))

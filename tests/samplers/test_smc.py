@@ -132,17 +132,18 @@ def slope(method: Callable[[int], float]) -> float:
     return float(np.polyfit(np.log(sizes), [math.log(method(n)) for n in sizes], 1)[0])
 
 
-def check_rate(kernel: Kernel | None, name: str) -> None:
+def check_rate(kernel: Kernel | None, name: str, steps: int) -> None:
     """T1: fails unless the error falls as ``samples^-1/2``."""
-    found = slope(lambda n: measured(name, n, kernel=kernel, steps=100).found.sliced_w2)
+    found = slope(lambda n: measured(name, n, kernel=kernel, steps=steps).found.sliced_w2)
     assert -0.7 < found < -0.3
 
 
-@pytest.mark.parametrize("name", ["G", "M8"])
-def test_rate(name: str) -> None:
-    check_rate(None, name)
+# on M2 the error of 100 levels is no less than that of 1,024 particles
+@pytest.mark.parametrize(("name", "steps"), [("G", 100), ("M2", 200), ("M8", 100)])
+def test_rate(name: str, steps: int) -> None:
+    check_rate(None, name, steps)
     with pytest.raises(AssertionError):
-        check_rate(Faulty(AnnealedSde(), "no weights"), name)
+        check_rate(Faulty(AnnealedSde(), "no weights"), name, steps)
 
 
 def test_weights_find_the_mode() -> None:
