@@ -391,8 +391,10 @@ def test_deepinv_round_trip(name: str, complex_as: Any) -> None:
     z = noise(2, *A.domain.shape, dtype=A.domain.dtype)
     there = torch.view_as_real(z[:, 0]).movedim(-1, 1) if (
         complex_as == "channels" and z.is_complex()) else z
-    adjoint_gap = physics.adjointness_test(there)
-    assert abs(float(adjoint_gap)) < 1e-4
+    # relative to one product of random images, which may be near 0: in single precision that
+    # exceeds 1e-4 in one of 500
+    adjoint_gap = physics.adjointness_test(there.to(torch.promote_types(there.dtype, F64)))
+    assert abs(float(adjoint_gap)) < 1e-9
     # prox_l2: gamma / 2 ||A x - y||^2 + 1/2 ||x - z||^2 has this gradient at its minimum
     y = physics.A(there)
     for gamma in (0.7, torch.tensor([0.5, 2.0])):
