@@ -13,7 +13,13 @@ Pair = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
 
 def present(device: torch.device) -> bool:
     """Whether tensors on ``device`` take the kernels: on a GPU, where triton is installed."""
-    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+    return device.type == "cuda" and _installed()
+
+
+@functools.cache
+def _installed() -> bool:
+    """Looked up once: every product asks."""
+    return importlib.util.find_spec("triton") is not None
 
 
 @functools.cache

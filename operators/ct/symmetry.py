@@ -95,9 +95,9 @@ class LineIntegrals(nn.Module):
     Three paths give the same numbers to rounding. "symmetry" keeps only the folded matrix and takes
     one image at a time; "matrix" has a row for every line and takes up to 16 images at a time;
     "gather" stores nothing, is the slowest on a CPU, and on a GPU runs Triton kernels where triton
-    is installed. "auto" takes the cheaper of the first two for the
-    number of items, but no matrix pair larger than ``memory_limit`` bytes; where both are, the
-    third. Matrices are made when first wanted.
+    is installed. "auto" takes the cheaper of the first two for the number of items, but no matrix
+    pair larger than ``memory_limit`` bytes; where both are, the third. Matrices are made when first
+    wanted.
 
     Parameters
     ----------

@@ -18,6 +18,7 @@ from torch import Tensor
 from recon.datasets import FormatError, Projections
 from recon.datasets.lodopab import is_lodopab, layout_lodopab, read_lodopab, write_lodopab
 from recon.operators import ParallelBeamCT
+from tests.datasets.damaged import refusals
 
 MU_MAX = 81.35858  # 1 / m
 SIGNALLING = np.uint64(0x7FF0000000000001).view(np.float64)  # a NaN numpy warns of when cast
@@ -407,12 +408,8 @@ def test_random_damage_is_a_format_error_or_harmless(tmp_path: Path) -> None:
     for _ in range(200):
         damaged = whole.copy()
         damaged[rng.integers(len(whole), size=6)] = rng.integers(256, size=6)
-        path.write_bytes(damaged.tobytes())
-        for use in (lambda p: read_lodopab(p, slice(0, 1)), layout_lodopab):
-            try:
-                use(path)
-            except FormatError:
-                failed += 1
+        failed += refusals(path, damaged.tobytes(), lambda p: read_lodopab(p, slice(0, 1)),
+                           layout_lodopab)
     assert failed > 60
 
 

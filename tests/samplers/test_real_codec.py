@@ -25,7 +25,7 @@ from recon.operators.norm import squared_norm
 from recon.priors import Autoencoder, Codec, Gaussian, LatentPrior, Prior
 from recon.samplers import latent_dps, psld, stsl
 from recon.samplers.stsl import LatentStep, trace_gradient
-from tests.samplers.comparing import F64, noise, relative, seeded
+from tests.samplers.comparing import F64, Counting, noise, relative, seeded
 from tests.samplers.latents import NO_TRACE, quiet
 
 WEIGHTS = Path(__file__).parents[2] / "examples" / "brain-latent.safetensors"
@@ -251,25 +251,8 @@ def test_s5_warns_where_noise_is_fitted() -> None:
 
 @quiet
 def test_s6_counts_what_it_calls() -> None:
-    calls = {"forward": 0, "backward": 0}
-
-    class Counted(torch.autograd.Function):
-        @staticmethod
-        def forward(_: Any, x: Tensor) -> Tensor:
-            return x.clone()
-
-        @staticmethod
-        def backward(_: Any, v: Tensor) -> Tensor:
-            calls["backward"] += 1
-            return v
-
-    class Counting(Prior):
-        def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
-            calls["forward"] += 1
-            passed: Tensor = Counted.apply(x)
-            return real().of.denoise(passed, sigma)
-
-    prior = LatentPrior(Counting(channels=4, is_complex=False), real().codec)
+    counting = Counting(real().of)
+    calls, prior = counting.calls, LatentPrior(counting, real().codec)
     A = mask()
     for inner, weight in ((2, 0.02), (2, 0.0), (0, 0.02)):
         calls.update(forward=0, backward=0)

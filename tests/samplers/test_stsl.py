@@ -26,7 +26,7 @@ from recon.samplers import stsl
 from recon.samplers.stsl import LatentStep, measured_numbers, trace_gradient
 from recon.yardstick import problems
 from recon.yardstick.problems import Matrix
-from tests.samplers.comparing import F64, noise, relative, seeded
+from tests.samplers.comparing import F64, Counting, noise, relative, seeded
 from tests.samplers.latents import (
     IMAGE,
     LATENT,
@@ -273,25 +273,8 @@ def test_warns_where_noise_is_fitted() -> None:
 def test_counts_what_it_calls() -> None:
     """S6: the paper counts 250; with the inversion it is 600 forward and 750 backward."""
     problem = problems.gaussian(F64)
-    calls = {"forward": 0, "backward": 0}
-
-    class Counted(torch.autograd.Function):
-        @staticmethod
-        def forward(_: Any, x: Tensor) -> Tensor:
-            return x.clone()
-
-        @staticmethod
-        def backward(_: Any, v: Tensor) -> Tensor:
-            calls["backward"] += 1
-            return v
-
-    class Counting(Prior):
-        def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
-            calls["forward"] += 1
-            passed: Tensor = Counted.apply(x)
-            return problem.prior.denoise(passed, sigma)
-
-    prior = Counting(channels=1, is_complex=False)
+    prior = Counting(problem.prior)
+    calls = prior.calls
     for steps, inner, weight, forwards, backwards in (
             (50, 5, 0.02, 600, 750), (50, 5, 0.0, 350, 250), (4, 3, 0.02, 32, 36),
             (4, 0, 0.02, 8, 0)):
