@@ -1,5 +1,6 @@
 """Results in the formats of those who asked: arrays, NIfTI, ISMRMRD images, derived DICOM."""
 
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,7 +75,7 @@ def write_result(target: Path, kind: str, whole: Reconstruction, origin: Origin,
     stacks = {"mean": mean.abs() if mean.is_complex() else mean}
     if len(whole.samples) > 1:
         stacks["std"] = whole.std[:, 0].cpu()
-    secret = torch.randint(256, (32,), dtype=torch.uint8).numpy().tobytes() if deidentify else None
+    secret = secrets.token_bytes(32) if deidentify else None  # one: mean and std stay one study
     written = []
     for (name, values), path in zip(stacks.items(), paths, strict=False):
         if kind == "nifti":
