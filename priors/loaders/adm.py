@@ -10,7 +10,7 @@ from torch.nn import functional
 from recon.priors.base import Prior
 from recon.priors.errors import CheckpointError
 from recon.priors.loaders.declared import Declared, Run, counted, preconditioned, wrapped
-from recon.priors.loaders.states import Shapes, State, fill, under, without
+from recon.priors.loaders.states import Shapes, State, fill, inside, refuse, without
 from recon.priors.parameterisation import VariancePreserving
 
 LAYOUT = "a guided-diffusion UNet"
@@ -26,22 +26,36 @@ def recognises(state: State) -> bool:
 def build(name: str, state: State, said: Declared) -> Prior:
     """The prior of a checkpoint, in the units it was trained in.
 
-    Public ones predict the noise of the linear schedule. Where ``sigma_data`` is given the network
-    stands in EDM's preconditioning instead (InverseBench).
+    Public ones predict the noise of the linear schedule; another one may lie beside the network,
+    as ``betas``. Where ``sigma_data`` is given the network stands in EDM's preconditioning instead
+    (InverseBench).
     """
-    inside = under(state, "model.")
-    state = without(inside or state, *_KEPT_BY_DEEPINV)
-    if inside and said.sigma_data is None and said.predicts is None:
+    inner, beside = inside(state)
+    if inner is not state and said.sigma_data is None and said.predicts is None:
         raise CheckpointError(f"{name} is {LAYOUT} inside another network, by its keys 'model.': "
                               "say what that was, sigma_data=0.5 for EDM's preconditioning or "
                               "predicts='eps' for none")
-    network = from_state(name, state, said)
+    found = _schedule(name, beside) if said.sigma_data is None else None
+    if found is not None:  # what is kept beside its betas, level by level, follows from them
+        beside = {k: v for k, v in beside.items() if v.shape != beside["betas"].shape}
+    refuse(beside, name, LAYOUT)
+    network = from_state(name, without(inner, *_KEPT_BY_DEEPINV), said)
     channels = counted(name, network.channels, network.outputs, said)
     run = Run(network, said.precision, multiple=network.multiple)
     if said.sigma_data is not None:
         return preconditioned(run, channels, said.sigma_data, said.max_batch)
     return wrapped(run, channels, said.predicts or "eps",
-                   said.schedule or VariancePreserving.linear(), said.max_batch)
+                   said.schedule or found or VariancePreserving.linear(), said.max_batch)
+
+
+def _schedule(name: str, beside: State) -> VariancePreserving | None:
+    """The levels that a file keeps beside its network."""
+    if "betas" not in beside:
+        return None
+    try:
+        return VariancePreserving((1 - beside["betas"].double()).cumprod(0))
+    except ValueError as error:
+        raise CheckpointError(f"{name}: its betas make no schedule ({error})") from error
 
 
 def from_state(name: str, state: State, said: Declared) -> "UNet":

@@ -12,7 +12,7 @@ from recon.priors.errors import CheckpointError
 from recon.priors.loaders.adm import sinusoids
 from recon.priors.loaders.declared import Declared, Run, counted, preconditioned
 from recon.priors.loaders.resample import doubled, halved
-from recon.priors.loaders.states import Shapes, State, fill, under
+from recon.priors.loaders.states import Shapes, State, fill, inside, refuse
 
 LAYOUT = "a UNet of EDM"
 USES = ("sigma_data",)
@@ -30,9 +30,10 @@ def build(name: str, state: State, said: Declared) -> Prior:
     if said.sigma_data is None:
         raise CheckpointError(f"{name} does not say the deviation its preconditioning was made "
                               "for: pass sigma_data=, which is 0.5 in EDM's and InverseBench's")
-    state = under(state, "model.") or state
-    if "u" in state:
+    state, beside = inside(state)
+    if "u" in beside or "u" in state:
         raise CheckpointError(f"{name} has iDDPM's preconditioning (its levels 'u'): want EDM's")
+    refuse(beside, name, LAYOUT)
     network = from_state(name, state)
     channels = counted(name, network.channels, network.outputs, said)
     run = Run(network, said.precision, multiple=network.multiple)

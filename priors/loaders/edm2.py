@@ -10,7 +10,7 @@ from recon.priors.base import Prior
 from recon.priors.errors import CheckpointError
 from recon.priors.loaders.declared import Declared, Run, counted, preconditioned
 from recon.priors.loaders.edm import levels
-from recon.priors.loaders.states import Shapes, State, fill, under
+from recon.priors.loaders.states import Shapes, State, fill, refuse, under, without
 
 LAYOUT = "a UNet of EDM2"
 USES = ("sigma_data",)
@@ -31,10 +31,7 @@ def build(name: str, state: State, said: Declared) -> Prior:
     if inner:
         # how sure training was of each noise level is beside the point here
         known = {k for k in state if k.startswith(("unet.", "logvar_fourier.", "logvar_linear."))}
-        others = [k for k in state if k not in known]
-        if others:
-            raise CheckpointError(f"{name} looks like {LAYOUT} but its tensors do not fit: "
-                                  f"{len(others)} unexpected, first {others[0]}")
+        refuse(without(state, *known), name, LAYOUT)
         state = inner
     network = from_state(name, state)
     channels = counted(name, network.channels, network.outputs, said)

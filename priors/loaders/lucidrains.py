@@ -9,7 +9,7 @@ from torch.nn import functional
 from recon.priors.base import Prior
 from recon.priors.errors import CheckpointError
 from recon.priors.loaders.declared import Declared, Predicts, Run, counted, wrapped
-from recon.priors.loaders.states import Shapes, State, fill, under
+from recon.priors.loaders.states import Shapes, State, fill, refuse, under
 from recon.priors.parameterisation import VariancePreserving
 
 LAYOUT = "a UNet of denoising-diffusion-pytorch"
@@ -32,10 +32,7 @@ def build(name: str, state: State, said: Declared) -> Prior:
     schedule, predicts = said.schedule, said.predicts
     if inner:
         outer = {k: v for k, v in state.items() if not k.startswith("model.")}
-        strange = [k for k, v in outer.items() if v.ndim != 1]
-        if strange:
-            raise CheckpointError(f"{name} looks like {LAYOUT} but its tensors do not fit: "
-                                  f"{len(strange)} unexpected, first {strange[0]}")
+        refuse({k: v for k, v in outer.items() if v.ndim != 1}, name, LAYOUT)
         kept = Shapes(name, outer)
         kept("betas", 1)
         abar = (1 - outer["betas"].double()).cumprod(0)

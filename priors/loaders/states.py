@@ -19,6 +19,10 @@ _ASIDE = {"optimizer", "optimizers", "optim", "opt", "scheduler", "schedulers", 
 # what networks keep beside their parameters, which no average holds
 _BUFFER = re.compile(r"(.*\.)?(sigmas|freqs|phases|resample_filter|u|running_mean|running_var|"
                      r"num_batches_tracked|betas|\w*alphas\w*|all_modules\.0\.W)")
+# how modules that keep a network as ``model`` name its average, and what they count beside it
+_AVERAGES = ("ema_model.", "ema_model.module.", "ema.module.", "ema.", "model_ema.module.",
+             "model_ema.")
+_COUNTED = re.compile(r"(.*\.)?(n_averaged|num_updates|decay|step|initted)")
 
 
 def choose(name: str, found: Any, entry: str | None = None) -> State:
@@ -166,6 +170,32 @@ def without(state: State, *names: str) -> State:
 def under(state: State, prefix: str) -> State:
     """What stands under a prefix, without it."""
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def inside(state: State) -> tuple[State, State]:
+    """The network that a module keeps as ``model``, averaged where it is, and what is beside it.
+
+    A state of the network alone comes back with nothing beside it. An average of other tensors
+    than the network's stays beside it, for the layout to refuse.
+    """
+    raw = under(state, "model.")
+    if not raw:
+        return state, {}
+    beside = {k: v for k, v in state.items() if not k.startswith("model.")}
+    told = {k: v for k, v in beside.items() if not _COUNTED.fullmatch(k)}
+    for prefix in _AVERAGES:
+        average = under(told, prefix)
+        if average.keys() == raw.keys():
+            return average, {k: v for k, v in told.items() if not k.startswith(prefix)}
+    return raw, beside
+
+
+def refuse(beside: State, name: str, layout: str) -> None:
+    """Raise CheckpointError for tensors that a layout has no use for."""
+    if beside:
+        raise CheckpointError(f"{name} looks like {layout} but its tensors do not fit: "
+                              f"{len(beside)} unexpected, first {next(iter(beside))}: the file is "
+                              "damaged or edited, or of another layout")
 
 
 def fill(network: nn.Module, state: State, name: str, layout: str) -> nn.Module:

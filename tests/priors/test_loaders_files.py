@@ -299,6 +299,7 @@ def test_conditioned_networks_are_refused(tmp_path: Path) -> None:
         (edm_state() | {"map_label.weight": torch.ones(32, 7)}, "conditioned on 7 classes"),
         (edm2_state() | {"emb_label.weight": torch.ones(16, 5)}, "conditioned on 5 classes"),
         (edm_state() | {"u": torch.ones(1001)}, "iDDPM's preconditioning"),
+        (prefixed("model.", edm_state()) | {"u": torch.ones(1001)}, "iDDPM's preconditioning"),
     ]:
         with pytest.raises(CheckpointError, match=told):
             load(write(tmp_path / "x.pt", state), **IN_01, sigma_data=0.5)
@@ -321,6 +322,54 @@ def test_guided_diffusion_inside_another_network(tmp_path: Path) -> None:
     write(path, adm_state(outputs=3))
     with pytest.raises(CheckpointError, match="maps 1 channels to 3: want as many, or twice as"):
         load(path, **words)
+
+
+@pytest.mark.parametrize("prefix", ["ema_model.", "ema.module.", "model_ema.", "ema."])
+def test_averages_beside_a_wrapped_network(prefix: str, tmp_path: Path) -> None:
+    """As a trainer's module keeps both; its raw weights would pass for the average unseen."""
+    x, sigma = noise(1, 1, 16, 16), torch.tensor([0.3])
+    counted = {"ema.n_averaged": torch.tensor(3), f"{prefix}decay": torch.tensor(0.999)}
+
+    def held(raw: State, average: State) -> dict[str, Any]:
+        return {"state_dict": prefixed("model.", raw) | prefixed(prefix, average) | counted,
+                "epoch": 3, "global_step": 7}
+
+    words: Words = IN_01 | {"sigma_data": 0.5}
+    path = write(tmp_path / "edm.ckpt", held(edm_state(RAW), edm_state(EMA)))
+    assert torch.allclose(load(path, **words)(x, sigma), after_edm(x, sigma, EMA), atol=1e-5)
+    assert not torch.allclose(after_edm(x, sigma, RAW), after_edm(x, sigma, EMA), atol=1e-2)
+    betas = torch.linspace(1e-3, 0.05, 100)
+    found = held(adm_state(RAW), adm_state(EMA))
+    found["state_dict"] |= {"betas": betas, "alphas_cumprod": (1 - betas).cumprod(0)}
+    path = write(tmp_path / "adm.ckpt", found)
+    words = IN_01 | {"predicts": "eps", "head_channels": 32}
+    schedule = VariancePreserving((1 - betas.double()).cumprod(0))
+    network = adm.from_state("x", adm_state(EMA), Declared(head_channels=32))
+    want = x - sigma * network(schedule.scale(sigma) * x, schedule.time(sigma))[:, :1]
+    assert torch.allclose(load(path, **words)(x, sigma), want, atol=1e-5)
+    assert not torch.allclose(after_adm(x, sigma, EMA), want, atol=1e-2)  # the linear schedule's
+    told = load(path, schedule=VariancePreserving.linear(), **words)
+    assert torch.allclose(told(x, sigma), after_adm(x, sigma, EMA), atol=1e-5)
+
+
+def test_what_is_beside_a_wrapped_network_is_accounted_for(tmp_path: Path) -> None:
+    def refused(state: State, told: str, **words: Any) -> None:
+        with pytest.raises(CheckpointError, match=told):
+            load(write(tmp_path / "x.ckpt", state), **IN_01, **words)
+
+    short = prefixed("ema_model.", edm_state(EMA))
+    short.popitem()
+    refused(prefixed("model.", edm_state()) | short,
+            r"do not fit: \d+ unexpected, first ema_model\.", sigma_data=0.5)
+    refused(prefixed("model.", edm_state()) | {"other": torch.ones(3, 3)},
+            "do not fit: 1 unexpected, first other: ", sigma_data=0.5)
+    inner, words = prefixed("model.", adm_state()), {"head_channels": 32, "predicts": "eps"}
+    refused(inner | {"other": torch.ones(3)}, "1 unexpected, first other: ", **words)
+    refused(inner | {"betas": torch.full((9,), 0.1), "other": torch.ones(3)},
+            "1 unexpected, first other: ", **words)
+    refused(inner | {"betas": torch.full((9,), 2.0)}, "its betas make no schedule", **words)
+    refused(prefixed("model.", adm_state(outputs=1)) | {"betas": torch.full((9,), 0.1)},
+            "1 unexpected, first betas: ", head_channels=32, sigma_data=0.5)
 
 
 # ---- damage: one sentence each, naming the file and what is wrong
