@@ -12,7 +12,7 @@ from torch import nn
 from recon.priors.base import Prior
 from recon.priors.errors import CheckpointError
 from recon.priors.loaders import is_folder, open_checkpoint
-from recon.priors.loaders.declared import Declared, Predicts, ValueRange
+from recon.priors.loaders.declared import Declared, Predicts, ValueRange, ends
 from recon.priors.network import DenoisingUNet, EDMPrior, UNetSettings
 from recon.priors.parameterisation import Schedule
 
@@ -100,7 +100,7 @@ def load(name_or_path: str | Path, *, value_range: ValueRange | None = None,
     Raises CheckpointError, in one sentence, for files that are damaged, incomplete, of no known
     layout or missing something that must be declared, and for pickles of more than plain data.
     """
-    said = Declared(value_range, is_complex, channels, schedule, predicts, sigma_data,
+    said = Declared(ends(value_range), is_complex, channels, schedule, predicts, sigma_data,
                     head_channels, attention_order, network, precision, max_batch)
     path = _path(name_or_path)
     if path.is_dir() or not _is_own(path):

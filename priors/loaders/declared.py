@@ -118,7 +118,7 @@ def in_units(name: str, prior: Prior, said: Declared) -> Prior:
     if values == "normalised":
         prior.normalised = True
         return prior.as_complex("channels") if said.is_complex else prior
-    low, high = _ends(values)
+    low, high = values
     if said.is_complex:
         if low != -high:
             raise ValueError(f"value_range of complex images wants (-a, a) for real and imaginary "
@@ -128,7 +128,12 @@ def in_units(name: str, prior: Prior, said: Declared) -> Prior:
     return prior if (low, high) == (0, 1) else prior.rescaled(1 / (high - low), -low / (high - low))
 
 
-def _ends(values: Any) -> tuple[float, float]:
+def ends(values: Any) -> ValueRange | None:
+    """The words ``value_range=`` in one form, whichever sequence or tensor they came in."""
+    if values is None:
+        return None
+    if isinstance(values, str) and values == "normalised":
+        return "normalised"
     try:
         low, high = (float(v) for v in values)
     except (TypeError, ValueError):

@@ -10,6 +10,7 @@ from recon.priors.loaders.declared import (
     Predicts,
     Run,
     ValueRange,
+    ends,
     in_units,
     preconditioned,
     wrapped,
@@ -64,7 +65,7 @@ def from_network(network: nn.Module, channels: int, *, predicts: Predicts | None
     >>> float(prior(torch.ones(1, 8, 8), 0.1).mean())
     0.5
     """
-    said = Declared(value_range=value_range, is_complex=is_complex, channels=channels,
+    said = Declared(value_range=ends(value_range), is_complex=is_complex, channels=channels,
                     schedule=schedule, predicts=predicts, sigma_data=sigma_data, network=network,
                     precision=precision, max_batch=max_batch)
     return in_units("from_network", _prior(network, said), said)

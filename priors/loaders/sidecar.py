@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from recon.priors.errors import CheckpointError
-from recon.priors.loaders.declared import Declared
+from recon.priors.loaders.declared import Declared, ends
 from recon.priors.parameterisation import Flow, Schedule, VarianceExploding, VariancePreserving
 
 _WORDS: dict[str, tuple[type, ...]] = {
@@ -33,8 +33,10 @@ def completed(path: Path, said: Declared, entry: str | None) -> tuple[Declared, 
         raise CheckpointError(f"{kept.name}: {odd[0]} is not understood: want some of "
                               f"{', '.join(_WORDS)}, as recon.priors.load takes them")
     words: dict[str, Any] = dict(found)
-    if isinstance(words.get("value_range"), list):
-        words["value_range"] = tuple(words["value_range"])
+    try:
+        words["value_range"] = ends(words.get("value_range"))
+    except ValueError as error:
+        raise CheckpointError(f"{kept.name}: {error}") from None
     if "schedule" in words:
         words["schedule"] = _schedule(kept.name, words["schedule"])
     entry = entry if entry is not None else words.pop("entry", None)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,6 +22,7 @@ from recon.priors import (
     Prior,
     VarianceExploding,
     VariancePreserving,
+    from_network,
     load,
 )
 from recon.priors.loaders import adm, edm, edm2, ncsnpp, ncsnv2
@@ -248,6 +250,28 @@ def test_units(tmp_path: Path) -> None:
         prior(value_range="normalised", is_complex=True)
     with pytest.raises(ValueError, match=r"multiples of 2, got .15, 16.: crop or pad"):
         as_trained(x[..., :15, :], sigma)
+
+
+RANGES: dict[str, Callable[[tuple[int, int]], Any]] = {
+    "list": list, "floats": lambda v: tuple(map(float, v)), "array": np.array,
+    "tensor": lambda v: torch.tensor(v, dtype=torch.float32)}
+
+
+@pytest.mark.parametrize("form", RANGES)
+@pytest.mark.parametrize("values", [(-1, 1), (0, 1)])
+def test_values_in_any_sequence(values: tuple[int, int], form: str, tmp_path: Path) -> None:
+    """Score networks centre images that are not in [-1, 1]: not those of a list by mistake."""
+    given, x = RANGES[form](values), noise(1, 1, 16, 16)
+    for family, (state, words) in FAMILIES.items():
+        path = write(tmp_path / "x.pt", state())
+        got = load(path, **(words | {"value_range": given}))(x, 1.0)
+        assert torch.equal(got, load(path, **(words | {"value_range": values}))(x, 1.0)), family
+    own: Words = {"channels": 1, "predicts": "flow", "schedule": Flow()}
+    network = Own()
+    assert torch.equal(from_network(network, value_range=given, **own)(x, 1.0),
+                       from_network(network, value_range=values, **own)(x, 1.0))
+    away = load(path, **(words | {"value_range": (-1, 2)}))(x, 1.0)
+    assert not torch.equal(got, away)  # the values matter
 
 
 def test_complex_units(tmp_path: Path) -> None:
@@ -622,7 +646,8 @@ def test_words_beside_the_file(tmp_path: Path) -> None:
                        ('{"range": 1}', "range is not understood: want some of value_range, is_"),
                        ('{"is_complex": 1}', "is_complex is not understood"),
                        ('{"schedule": "cosine"}', "schedule wants linear, flow or .sigma_min"),
-                       ('{"schedule": [2, 1]}', "schedule wants linear, flow or")]:
+                       ('{"schedule": [2, 1]}', "schedule wants linear, flow or"),
+                       ('{"value_range": [1, 0]}', "x.pt.json: value_range wants the values of")]:
         beside.write_text(text)
         with pytest.raises(CheckpointError, match=told):
             load(path)

@@ -224,6 +224,7 @@ def test_drunet_of_deepinv(tmp_path: Path) -> None:
     object_ = DeepinvPrior(theirs, 2, sigma_min=0.01, sigma_max=0.5)
     assert torch.allclose(object_(x, torch.tensor([0.1, 0.4])), torch.cat(
         [theirs(x[:1], 0.1), theirs(x[1:], 0.4)]), atol=1e-5)
+    assert load(tmp_path / "drunet.pth", schedule=schedule, value_range=cast(Any, [0, 1]))
     with pytest.raises(CheckpointError, match=r"of images in .0, 1.: leave value_range= out"):
         load(tmp_path / "drunet.pth", schedule=schedule, value_range=(-1, 1))
 
