@@ -19,6 +19,9 @@ USES = ("schedule",)
 class DeepinvPrior(Prior):
     """``D(x; sigma) = denoiser(x, sigma)``, a denoiser of deepinv, of images in [0, 1].
 
+    The denoiser is put into evaluation mode. Those that iterate start anew for every image: deepinv
+    stops them by the whole batch and starts its total variations where the last call ended.
+
     Parameters
     ----------
     denoiser
@@ -43,20 +46,34 @@ class DeepinvPrior(Prior):
                          sigma_max=sigma_max, max_batch=max_batch)
         if precision not in (torch.float32, torch.bfloat16, torch.float16):
             raise ValueError(f"precision wants float32, bfloat16 or float16, got {precision}")
-        self.denoiser, self.precision = denoiser, precision
+        self.denoiser, self.precision = denoiser.eval(), precision
+        parts: list[Any] = list(denoiser.modules())
+        self._warm = [m for m in parts if isinstance(getattr(m, "restart", None), bool)]
+        self._iterates = bool(self._warm) or any(
+            isinstance(getattr(m, "max_iter", None), int) for m in parts)
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         kind = next((p.dtype for p in self.denoiser.parameters() if p.is_floating_point()),
                     x.dtype)
-        if self.precision == torch.float32:
-            out: Tensor = self.denoiser(x.to(kind), sigma.to(kind))
+        if self._iterates:
+            out = torch.cat([self._denoised(*item) for item in zip(
+                x.to(kind).split(1), sigma.to(kind).split(1), strict=True)])
         else:
-            with torch.autocast(x.device.type, self.precision):
-                out = self.denoiser(x.to(kind), sigma.to(kind))
+            out = self._denoised(x.to(kind), sigma.to(kind))
         if out.shape != x.shape:
             raise ValueError(f"DeepinvPrior: the denoiser made {tuple(out.shape)} of "
                              f"{tuple(x.shape)}: want the same size")
         return out.to(x.dtype)
+
+    def _denoised(self, x: Tensor, sigma: Tensor) -> Tensor:
+        for part in self._warm:
+            part.restart = True
+        if self.precision == torch.float32:
+            out: Tensor = self.denoiser(x, sigma)
+        else:
+            with torch.autocast(x.device.type, self.precision):
+                out = self.denoiser(x, sigma)
+        return out
 
 
 def recognises(state: State) -> bool:

@@ -229,6 +229,41 @@ def test_drunet_of_deepinv(tmp_path: Path) -> None:
         load(tmp_path / "drunet.pth", schedule=schedule, value_range=(-1, 1))
 
 
+@pytest.mark.parametrize(("kind", "settings"), [
+    ("TVDenoiser", {"n_it_max": 20}), ("TGVDenoiser", {"n_it_max": 20}),
+    ("WaveletDictDenoiser", {"max_iter": 5})])
+def test_iterating_denoisers_of_deepinv_forget(kind: str, settings: dict[str, int]) -> None:
+    """Total variations go on from the last image; all stop by the norm of the whole batch."""
+    from deepinv import models
+
+    if kind == "WaveletDictDenoiser":
+        pytest.importorskip("ptwt")  # deepinv's own extra
+    denoiser = getattr(models, kind)(**settings)
+    prior = DeepinvPrior(denoiser, 1, sigma_min=0.01, sigma_max=0.5)
+    x, sigma = noise(3, 1, 16, 16), torch.tensor([0.02, 0.1, 0.3])
+    alone = torch.cat([getattr(models, kind)(**settings)(a[None], float(s))
+                       for a, s in zip(x, sigma, strict=True)])
+    assert torch.allclose(prior(x, sigma), alone, atol=1e-6)
+    assert torch.equal(prior(x[:1], sigma[0]), prior(x, sigma)[:1])
+    prior.max_batch = 1
+    assert torch.allclose(prior(x, sigma), alone, atol=1e-6)
+    denoiser(x, sigma)
+    assert not torch.allclose(denoiser(x, sigma), alone, atol=1e-4)  # what it would do by itself
+
+
+def test_deepinv_networks_are_evaluated() -> None:
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, x: Tensor, sigma: Tensor) -> Tensor:  # noqa: ARG002
+            return cast(Tensor, self.drop(x))
+
+    x = torch.ones(1, 1, 16, 16)
+    assert torch.equal(DeepinvPrior(Dropping(), 1, sigma_min=0.01, sigma_max=0.5)(x, 0.1), x)
+
+
 # ---- ONNX
 
 def exported(path: Path, rank: int = 1, channels: int | str = 1) -> Path:
