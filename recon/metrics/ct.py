@@ -88,17 +88,25 @@ def hu_to_mu(hu: Tensor, mu_water: float = MU_WATER) -> Tensor:
 
     Air counts as vacuum. Values below -1000 HU, which padding and noise have, become 0: nothing
     attenuates less. Energy and calibration of the scanner are not in the file, so ``mu_water`` is
-    a choice; LoDoPaB-CT takes 20 per m with 0.02 per m for air.
+    a choice; LoDoPaB-CT takes 20 per m with 0.02 per m for air. Of whole numbers and of half
+    precision the result is in single.
     """
     _want_real("hu_to_mu: hu", hu)
-    hu = hu if hu.is_floating_point() else hu.to(torch.get_default_dtype())
-    return (_positive(mu_water) * (1 + hu / 1000)).clamp(min=0)
+    return (_positive(mu_water) * (1 + _precise(hu) / 1000)).clamp(min=0)
 
 
 def mu_to_hu(mu: Tensor, mu_water: float = MU_WATER) -> Tensor:
-    """``1000 (mu / mu_water - 1)``, both in one unit. Negative ``mu`` stays below -1000 HU."""
+    """``1000 (mu / mu_water - 1)``, both in one unit. Negative ``mu`` stays below -1000 HU.
+
+    Of half precision the result is in single.
+    """
     _want_real("mu_to_hu: mu", mu)
-    return 1000 * (mu / _positive(mu_water) - 1)
+    return 1000 * (_precise(mu) / _positive(mu_water) - 1)
+
+
+def _precise(x: Tensor) -> Tensor:
+    # near air and near water both formulas cancel, of which half precision leaves little
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _positive(mu_water: float) -> float:

@@ -1,4 +1,7 @@
-"""How far an image is from a reference, with the range and the region always said."""
+"""How far an image is from a reference, with the range and the region always said.
+
+Whole numbers and half precision are compared in double precision, others in their own.
+"""
 
 import torch
 from torch import Tensor
@@ -35,7 +38,7 @@ def ssim(image: Tensor, reference: Tensor, *, data_range: float | None = None) -
     from skimage.metrics import structural_similarity
 
     image, reference = _magnitudes(image, reference)
-    image, reference = image.cpu().double(), reference.cpu().double()
+    image, reference = (x.detach().cpu().double() for x in (image, reference))
     found = []
     size = image.shape[-2:]
     if min(size) < SSIM_WINDOW:
@@ -66,10 +69,18 @@ def _magnitudes(image: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
                          f"{tuple(reference.shape)}: crop or combine coils first")
     if image.ndim < 2:
         raise ValueError(f"metrics want (..., height, width), got {tuple(image.shape)}")
+    image, reference = _precise(image), _precise(reference)
     for name, x in (("image", image), ("reference", reference)):
         if not bool(torch.isfinite(x).all()):
             raise ValueError(f"the {name} holds NaN or infinity")
     return image.abs(), reference.abs()
+
+
+def _precise(x: Tensor) -> Tensor:
+    """What differences and squares neither wrap nor leave the range of."""
+    if x.dtype in (torch.float32, torch.float64, torch.complex64, torch.complex128):
+        return x
+    return x.to(torch.complex128 if x.is_complex() else torch.float64)
 
 
 def _mse(image: Tensor, reference: Tensor, region: Tensor | None) -> Tensor:

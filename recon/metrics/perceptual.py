@@ -49,7 +49,8 @@ def lpips(image: Tensor, reference: Tensor, *, data_range: float | tuple[float, 
     for name, x in (("image", image), ("reference", reference)):
         if not bool(torch.isfinite(x).all()):
             raise ValueError(f"lpips: the {name} holds NaN or infinity")
-        both.append((x.abs() if x.is_complex() else x).detach().to(reference.device, torch.float32))
+        x = x.detach().to(reference.device, torch.complex64 if x.is_complex() else torch.float32)
+        both.append(x.abs() if x.is_complex() else x)
     outside = sum(int(((x < low) | (x > high)).sum()) for x in both)
     scaled = [((2 * (x - low) / (high - low)) - 1).clamp(-1, 1) for x in both]
     model = (_pretrained(net) if backbone is None else _with(net, backbone)).to(reference.device)

@@ -195,7 +195,9 @@ def sparsification(error: Tensor, std: Tensor, *, region: Tensor | None = None,
         raise TypeError("sparsification wants a real std")
     if points < 1:
         raise ValueError(f"sparsification: points wants at least 1, got {points}")
-    (error,), std, _ = _compared("sparsification", error.abs()[None], std, region, "error", "std")
+    wide = torch.complex128 if error.is_complex() else torch.float64  # abs() of -128 wraps
+    error = error.detach().cpu().to(wide).abs()
+    (error,), std, _ = _compared("sparsification", error[None], std, region, "error", "std")
     if bool((std < 0).any()):
         raise ValueError("sparsification wants std >= 0")
     _, group = std.unique(return_inverse=True)  # type: ignore[no-untyped-call]
@@ -240,6 +242,8 @@ def residual_over_noise(y: Tensor, operator: Operator, samples: Tensor,
     for name, x in (("y", y), ("samples", samples)):
         if not bool(torch.isfinite(x).all()):
             raise ValueError(f"residual_over_noise: {name} hold NaN or infinity")
+    # what the operator's products round must stay below the noise
+    y, samples = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (y, samples))
     measured = (_measured(y, operator) if region is None
                 else chosen_pixels(region, y.shape).to(y.device))
     item = tuple(range(-len(operator.range.shape), 0))
