@@ -57,8 +57,9 @@ class Reconstruction:
         return (total / (n - 1)).sqrt() if n > 1 else torch.full_like(total, torch.nan)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write ``.h5`` (magnitudes of mean, std; all samples), ``.npz`` or ``.cfl`` (the mean).
+        """Write ``.h5`` (mean, std, all samples), ``.npz`` (the same) or ``.cfl`` (the mean).
 
+        The mean in ``.h5`` is its magnitude where it is complex; real images keep their sign.
         Raises FileExistsError where the file exists and ``overwrite`` is not given, and ValueError
         for another suffix; nothing is left half written.
         """
@@ -70,11 +71,11 @@ class Reconstruction:
         stack = image.reshape(-1, *image.shape[-2:])
         if path.suffix in (".h5", ".hdf5"):
             datasets.write_hdf5(
-                path, stack.abs(), std=std.reshape(stack.shape),
+                path, stack.abs() if stack.is_complex() else stack, std=std.reshape(stack.shape),
                 samples=draws.reshape(len(draws), *stack.shape),
                 attributes={k: str(v) for k, v in self.settings.items()}, overwrite=overwrite)
         elif path.suffix == ".npz":
-            arrays = {"mean": image.numpy(), "std": std.numpy(), "samples": draws.numpy()}
+            arrays = {"mean": image, "std": std, "samples": draws}
             datasets.write_npz(path, arrays, overwrite=overwrite)
         elif path.suffix == ".cfl":
             datasets.write_cfl(path, datasets.to_bart_axes(stack.to(torch.complex64)),

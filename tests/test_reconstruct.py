@@ -275,6 +275,20 @@ def test_files(tmp_path: Path, batch: tuple[int, ...]) -> None:
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_files_keep_the_sign_of_real_images(tmp_path: Path) -> None:
+    """CT in HU is negative in air: a magnitude would be wrong there and nowhere else."""
+    hu = torch.tensor([-1000.0, -80.0, 40.0, 900.0]).expand(2, 3, 1, 4, 4)
+    got = Reconstruction(hu + torch.arange(2.0)[:, None, None, None, None])
+    for name in ("r.h5", "r.npz", "r.cfl"):
+        got.save(tmp_path / name)
+    with h5py.File(tmp_path / "r.h5") as file:
+        assert np.array_equal(file["reconstruction"][:], got.mean[:, 0])
+    with np.load(tmp_path / "r.npz") as arrays:
+        assert np.array_equal(arrays["mean"], got.mean[:, 0])
+    image = datasets.read_cfl(tmp_path / "r.cfl").reshape(4, 4, 3).movedim(-1, 0)
+    assert torch.equal(image.real, got.mean[:, 0])
+
+
 def test_files_refused(tmp_path: Path) -> None:
     got = Reconstruction(noise(1, 2, 1, 4, 4))
     for name in ("r.nii", "r", "r.h5.tmp"):
