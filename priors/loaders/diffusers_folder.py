@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from recon.priors.parameterisation import Flow, Schedule, VarianceExploding, Var
 LAYOUT = "a folder of diffusers"
 USES = ("schedule", "predicts", "sigma_data")
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _PREDICTS: dict[Any, Predicts] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 
 
@@ -59,13 +61,12 @@ def build(folder: Path, said: Declared) -> Prior:
                                   "unknown: want its 'epsilon'")
         return preconditioned(run, channels, spread, said.max_batch)
     schedule, predicts = said.schedule, said.predicts
-    if plan:
-        found, what = _schedule(name, plan)
-        schedule, predicts = schedule or found, predicts or what
-    if schedule is None or predicts is None:
+    if (schedule is None or predicts is None) and not plan:
         raise CheckpointError(f"{name} has no scheduler/scheduler_config.json, so that its noise "
                               "levels and what it predicts are unknown: pass schedule= and "
                               "predicts=")
+    predicts = predicts or _predicts(name, plan)
+    schedule = schedule or _schedule(name, plan)
     return wrapped(run, channels, predicts, schedule, said.max_batch)
 
 
@@ -107,36 +108,81 @@ def _network(name: str, home: Path, config: dict[str, Any]) -> _Unet:
             unet = _from_config(UNet2DModel, config)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{name}: its config.json describes no network ({error})") from error
-    fill(unet, choose(name, read(path)), name, "a UNet2DModel")
+    state = {_renamed(key): value for key, value in choose(name, read(path)).items()}
+    fill(unet, state, name, "a UNet2DModel")
+    if any(buffer.is_meta for buffer in unet.buffers()):  # constants that files leave out
+        unet = fill(_from_config(UNet2DModel, config), state, name, "a UNet2DModel")
     return _Unet(unet)
+
+
+def _renamed(key: str) -> str:
+    """Today's name of a tensor, where it is one of attention's first names."""
+    found = re.fullmatch(r"(.*attentions\.\d+\.)(query|key|value|proj_attn)(\..*)", key)
+    return found[1] + _ATTENTION[found[2]] + found[3] if found else key
 
 
 def _from_config(kind: Any, config: dict[str, Any]) -> Any:
     return kind.from_config(config)
 
 
-def _schedule(name: str, plan: dict[str, Any]) -> tuple[Schedule, Predicts]:
-    """What a scheduler's settings say of the network's noise levels and prediction."""
-    kind = str(plan.get("_class_name"))
-    steps = int(plan.get("num_train_timesteps", 1000))
+def _predicts(name: str, plan: dict[str, Any]) -> Predicts:
+    """What a scheduler's settings say that the network predicts."""
+    kind = _kind(name, plan)
     if kind == "ScoreSdeVeScheduler":
-        return VarianceExploding(float(plan["sigma_min"]), float(plan["sigma_max"])), "score"
+        return "score"
     if kind.startswith("FlowMatch"):
-        # a shift moves the levels of sampling; the network is told the moved ones all the same
-        return Flow(time=_Times(steps)), "flow"
-    if "beta_schedule" not in plan and plan.get("trained_betas") is None:
-        raise CheckpointError(f"{name}: a {kind} says no schedule this package knows: pass "
-                              "schedule= and predicts=")
+        return "flow"
     wanted = plan.get("prediction_type", "epsilon")
     if wanted not in _PREDICTS:
         raise CheckpointError(f"{name}: prediction_type {wanted!r} is unknown: want "
-                              f"{', '.join(_PREDICTS)}")
+                              f"{', '.join(_PREDICTS)}, or pass predicts=")
+    return _PREDICTS[wanted]
+
+
+def _schedule(name: str, plan: dict[str, Any]) -> Schedule:
+    """What a scheduler's settings say of the network's noise levels and times."""
+    kind = _kind(name, plan)
+    steps = int(plan.get("num_train_timesteps", 1000))
+    if kind == "ScoreSdeVeScheduler":
+        return VarianceExploding(float(plan["sigma_min"]), float(plan["sigma_max"]))
+    if kind.startswith("FlowMatch"):
+        # a shift moves the levels of sampling; the network is told the moved ones all the same
+        return Flow(time=_Times(steps))
     betas = _betas(name, plan, steps)
+    told_levels = (plan.get("timestep_type") == "continuous"
+                   and plan.get("prediction_type") == "v_prediction")
     try:
-        return VariancePreserving((1 - betas).cumprod(0)), _PREDICTS[wanted]
+        abar = (1 - betas).cumprod(0)
+        return _Logarithms(abar, plan) if told_levels else VariancePreserving(abar)
     except ValueError as error:
         raise CheckpointError(f"{name}: its scheduler's betas make no schedule ({error})"
                               ) from error
+
+
+def _kind(name: str, plan: dict[str, Any]) -> str:
+    """The scheduler's class, one that says both."""
+    kind = str(plan.get("_class_name"))
+    if kind.startswith("FlowMatch") and plan.get("invert_sigmas"):
+        raise CheckpointError(f"{name}: its flow runs from noise to image (invert_sigmas), in time "
+                              "and velocity: want one that runs from image to noise")
+    if not (kind == "ScoreSdeVeScheduler" or kind.startswith("FlowMatch")
+            or "beta_schedule" in plan or plan.get("trained_betas") is not None):
+        raise CheckpointError(f"{name}: a {kind} says no schedule this package knows: pass "
+                              "schedule= and predicts=")
+    return kind
+
+
+class _Logarithms(VariancePreserving):
+    """Told a quarter of the level's logarithm in place of its index, as EDM's networks are."""
+
+    def __init__(self, alphas_cumprod: Tensor, plan: dict[str, Any]) -> None:
+        super().__init__(alphas_cumprod)
+        # levels between the betas' are as good, and training may have gone beyond them
+        self.sigma_min = float(plan.get("sigma_min") or self.sigma_min)
+        self.sigma_max = float(plan.get("sigma_max") or self.sigma_max)
+
+    def time(self, sigma: Tensor) -> Tensor:
+        return sigma.log() / 4
 
 
 class _Times:

@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from recon.priors import (
@@ -100,11 +101,12 @@ def test_a_bare_unet_of_lucidrains(tmp_path: Path) -> None:
 def unet(seed: int = 0, **more: Any) -> Any:
     from diffusers import UNet2DModel
 
-    return stirred(UNet2DModel(
-        sample_size=16, in_channels=1, out_channels=1, block_out_channels=(8, 16),
-        layers_per_block=1, norm_num_groups=4, attention_head_dim=8,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"), **more), seed)
+    settings: dict[str, Any] = {
+        "sample_size": 16, "in_channels": 1, "out_channels": 1, "block_out_channels": (8, 16),
+        "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 8,
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    return stirred(UNet2DModel(**settings | more), seed)
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +165,9 @@ def test_other_schedulers_of_diffusers(pipeline: Path) -> None:
     refused: list[tuple[dict[str, Any], str]] = [
         ({"beta_schedule": "odd"}, "beta_schedule 'odd' is unknown: want linear"),
         ({"rescale_betas_zero_snr": True}, "its last level is noise alone"),
-        ({"prediction_type": "odd"}, "prediction_type 'odd' is unknown"),
+        ({"prediction_type": "odd"}, "prediction_type 'odd' is unknown: want .* pass predicts="),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True},
+         "its flow runs from noise to image .invert_sigmas., in time and velocity"),
         ({"beta_schedule": "linear", "beta_end": 2.0}, "its scheduler's betas make no schedule"),
     ]
     for settings, told in refused:
@@ -173,6 +177,75 @@ def test_other_schedulers_of_diffusers(pipeline: Path) -> None:
     (pipeline / "scheduler" / "scheduler_config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"scheduler_config.json is no JSON"):
         load(pipeline, **IN_01)
+
+
+def test_words_come_before_a_scheduler_that_says_too_little(pipeline: Path) -> None:
+    """Each refusal that asks for a word is cured by it; what is not said is the scheduler's."""
+    linear, x = VariancePreserving.linear(), noise(1, 1, 16, 16)
+    scheduled(pipeline, prediction_type="v_prediction")
+    want = load(pipeline, schedule=linear, **IN_01)(x, 0.4)
+    for settings in ({"rescale_betas_zero_snr": True}, {"beta_schedule": "sigmoid"}):
+        scheduled(pipeline, prediction_type="v_prediction", **settings)
+        with pytest.raises(CheckpointError, match="pass schedule="):
+            load(pipeline, **IN_01)
+        assert torch.equal(load(pipeline, schedule=linear, **IN_01)(x, 0.4), want)
+    scheduled(pipeline, prediction_type="odd")
+    assert torch.equal(load(pipeline, schedule=linear, predicts="v", **IN_01)(x, 0.4), want)
+    path = pipeline / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({"_class_name": "CMStochasticIterativeScheduler"}))
+    for words in ({}, {"schedule": linear}, {"predicts": "v"}):
+        with pytest.raises(CheckpointError, match="pass schedule= and predicts="):
+            load(pipeline, **IN_01, **cast(Any, words))
+    assert torch.equal(load(pipeline, schedule=linear, predicts="v", **IN_01)(x, 0.4), want)
+    scheduled(pipeline, _class_name="FlowMatchEulerDiscreteScheduler", invert_sigmas=True)
+    with pytest.raises(CheckpointError, match="invert_sigmas"):  # the velocity is reversed as well
+        load(pipeline, schedule=Flow(time=lambda t: 1 - t), **IN_01)
+
+
+def test_times_that_are_logarithms_of_levels(pipeline: Path) -> None:
+    from diffusers import EulerDiscreteScheduler
+
+    settings = {"prediction_type": "v_prediction", "timestep_type": "continuous",
+                "use_karras_sigmas": True, "sigma_min": 0.002, "sigma_max": 700.0}
+    theirs = EulerDiscreteScheduler(**settings)
+    scheduled(pipeline, _class_name="EulerDiscreteScheduler", num_train_timesteps=1000, **settings)
+    prior = load(pipeline, **IN_01)
+    assert (prior.sigma_min, prior.sigma_max) == (0.002, 700.0)
+    theirs.set_timesteps(10)
+    sigma, time = theirs.sigmas[4], theirs.timesteps[4]
+    x = sigma * noise(1, 1, 16, 16)
+    out = unet(1)(theirs.scale_model_input(x, time), time).sample
+    want = theirs.step(out, time, x).pred_original_sample
+    assert float((prior(x, sigma) - want).abs().max() / want.abs().max()) < 1e-5
+    scheduled(pipeline, num_train_timesteps=1000, prediction_type="v_prediction")
+    wrong = load(pipeline, **IN_01)(x, sigma)  # told the index
+    assert float((wrong - want).abs().max() / want.abs().max()) > 1e-2
+
+
+def test_first_names_and_constants_of_diffusers(tmp_path: Path) -> None:
+    """What ``from_pretrained`` renames or makes itself: attention's keys, filters of K blocks."""
+    scheduled(tmp_path)
+    x, home = noise(1, 1, 16, 16), tmp_path / "unet"
+    unet(0).save_pretrained(home)
+    want = load(tmp_path, **IN_01)(x, 0.4)
+    path = home / "diffusion_pytorch_model.safetensors"
+    old = {}
+    for key, value in load_file(path).items():
+        for now, first in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"),
+                           ("to_out.0", "proj_attn")):
+            key = key.replace(f".{now}.", f".{first}.")
+        old[key] = value
+    assert "mid_block.attentions.0.query.weight" in old
+    save_file(old, path)
+    assert torch.equal(load(tmp_path, **IN_01)(x, 0.4), want)
+    blocks = {"down_block_types": ("KDownBlock2D",) * 2, "up_block_types": ("KUpBlock2D",) * 2,
+              "block_out_channels": (32, 64)}
+    theirs = unet(0, **blocks)
+    theirs.save_pretrained(home)
+    told = load(tmp_path, schedule=VarianceExploding(0.01, 50.0), **IN_01)
+    with torch.no_grad():
+        assert torch.allclose(told(x, 0.4), x - 0.4 * theirs(x, torch.tensor(0.4)).sample,
+                              atol=1e-6)
 
 
 def test_a_folder_of_a_unet_alone(pipeline: Path, tmp_path: Path) -> None:
