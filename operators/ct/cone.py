@@ -120,7 +120,7 @@ class ConeBeamCT(LinearOperator):
         column to the next, and that from one row to the next.
         """
         A = cls.__new__(cls)
-        given = torch.as_tensor(vectors).detach().to("cpu", torch.float64)
+        given = torch.as_tensor(vectors).detach().to("cpu", torch.float64, copy=True)
         if given.ndim != 2 or given.shape[1] != 12 or len(given) == 0:
             raise ValueError(f"{cls.__name__}.from_vectors: want vectors (views, 12): source, "
                              "detector centre, column step, row step, each X, Y, Z; got "

@@ -58,7 +58,7 @@ def checked_mask(call: str, mask: Tensor, size: tuple[int, ...]) -> Tensor:
     if not bool(sampled.all()):
         where = f" of item {_first(~sampled)}" if sampled.ndim else ""
         raise ValueError(f"{call}: mask{where} is all zero: nothing is measured")
-    mask = _squeezed(mask != 0, ndim + 1)
+    mask = squeezed(mask != 0, ndim + 1)
     for axis in range(-ndim, -1):
         # written out in full, a mask of columns still deserves the cheaper path
         one = mask.narrow(axis, 0, 1)
@@ -92,7 +92,7 @@ def checked_maps(call: str, maps: Tensor, size: tuple[int, ...], sets: int) -> T
         raise ValueError(f"{call}: maps are not finite at coil {_first(~finite)}")
     if not bool(maps.any()):
         raise ValueError(f"{call}: maps are all zero: was the calibration data empty?")
-    return _squeezed(maps.resolve_conj(), ndim + len(lead))
+    return squeezed(maps.resolve_conj(), ndim + len(lead))
 
 
 def checked_trajectory(call: str, trajectory: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -103,7 +103,8 @@ def checked_trajectory(call: str, trajectory: Tensor, size: tuple[int, ...]) -> 
                          f"{len(size)} axes, got {trajectory.dtype} {tuple(trajectory.shape)}")
     if trajectory.numel() == 0:
         raise ValueError(f"{call}: the trajectory {tuple(trajectory.shape)} has no samples")
-    k = trajectory.detach().to("cpu", torch.float64)
+    # a copy: what is built from it later must not follow a caller who writes the next one there
+    k = trajectory.detach().to("cpu", torch.float64, copy=True)
     finite = torch.isfinite(k)
     if not bool(finite.all()):
         at = _first(~finite)
@@ -133,15 +134,15 @@ def item_trajectories(call: str, k: Tensor, item_axes: int) -> tuple[Tensor, int
             f"{call}: want item_axes from 0 to {samples - 1} of a trajectory {tuple(k.shape)}, "
             f"which is (*items, *samples, {k.shape[-1]}), got {item_axes}"
         )
-    squeezed = _squeezed(k, k.ndim - item_axes)
-    return squeezed, item_axes - (k.ndim - squeezed.ndim)
+    own = squeezed(k, k.ndim - item_axes)
+    return own, item_axes - (k.ndim - own.ndim)
 
 
 def _first(flags: Tensor) -> tuple[int, ...]:
     return tuple(int(i) for i in flags.nonzero()[0])
 
 
-def _squeezed(t: Tensor, ndim: int) -> Tensor:
+def squeezed(t: Tensor, ndim: int) -> Tensor:
     """Without leading item dimensions of size one: those are shared, not per item."""
     while t.ndim > ndim and t.shape[0] == 1:
         t = t[0]

@@ -14,6 +14,7 @@ from recon.operators.mri.arguments import (
     checked_shape,
     checked_trajectory,
     item_trajectories,
+    squeezed,
 )
 from recon.operators.mri.finufft import Finufft
 from recon.operators.mri.gridding import Gridding
@@ -300,7 +301,7 @@ def _is_long(samples: int, size: tuple[int, ...]) -> bool:
 
 
 def _field(off_resonance: Tensor, size: tuple[int, ...]) -> Tensor:
-    field = torch.as_tensor(off_resonance).detach().to("cpu", torch.float64)
+    field = torch.as_tensor(off_resonance).detach().to("cpu", torch.float64, copy=True)
     field = field[0] if field.ndim == len(size) + 1 and len(field) == 1 else field
     if tuple(field.shape) != size:
         raise ValueError(f"NonCartesianMRI: want off_resonance {size} in Hz, got "
@@ -313,7 +314,8 @@ def _field(off_resonance: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def _times(times: Tensor, samples: tuple[int, ...]) -> Tensor:
-    given = torch.as_tensor(times).detach().to("cpu", torch.float64)
+    given = torch.as_tensor(times).detach().to("cpu", torch.float64, copy=True)
+    given = squeezed(given, len(samples))  # as the trajectory is
     try:
         wide = given.expand(samples)
     except RuntimeError:

@@ -60,6 +60,13 @@ GEOMETRIES: dict[str, Callable[..., ConeBeamCT]] = {
     "wide cone": lambda **k: ConeBeamCT(
         (9, 4, 4), turn(3), (15, 9), 8.0, 4.0, detector_spacing=(1.9, 1.6), **k),
     "any vectors": anywhere,
+    # fewer rows or columns than a voxel and its neighbours can cover
+    "one row": lambda **k: ConeBeamCT((1, 9, 9), turn(3), (1, 14), 20.0, **k),
+    "one column": lambda **k: ConeBeamCT((4, 5, 5), turn(3), (9, 1), 20.0, 20.0, **k),
+    "fine rows": lambda **k: ConeBeamCT(
+        (5, 4, 6), turn(3), (2, 26), 20.0, 20.0, detector_spacing=(1.0, 0.5), **k),
+    "fine pixels": lambda **k: ConeBeamCT(
+        (4, 4, 4), turn(3), (7, 7), 30.0, 30.0, detector_spacing=0.2, **k),
     "one voxel": lambda **k: ConeBeamCT(1, turn(3), (3, 3), 5.0, **k),
 }
 pytestmark = pytest.mark.filterwarnings("ignore:.*covers")
@@ -335,6 +342,14 @@ def test_copies_and_states() -> None:
     assert B.orbit == (20.0, 10.0)
     with pytest.raises(ValueError, match="want the state of an operator of this shape"):
         B.load_state_dict(GEOMETRIES["helix"]().state_dict())
+
+
+def test_one_buffer_for_every_orbit() -> None:
+    vectors = GEOMETRIES["even"](backend="torch").vectors.clone()
+    A = ConeBeamCT.from_vectors(8, vectors, (14, 16), backend="torch")
+    before = A.vectors.clone()
+    vectors[:, :3] *= 2  # the next orbit, in the same array
+    assert torch.equal(A.vectors, before)
 
 
 def test_threads_of_torch_are_left_alone() -> None:

@@ -412,6 +412,42 @@ def test_off_resonance_is_the_exact_sum(size: tuple[int, ...], tolerance: float)
     torch.testing.assert_close(still(x), NonCartesianMRI(size, k, tolerance=tolerance)(x))
 
 
+def test_a_series_of_one_frame_with_times() -> None:
+    size = (6, 5)
+    k, field = anywhere(12, size).view(1, 3, 4, 2), 30 * noise(*size).real
+    times = torch.linspace(0, 0.02, 12, dtype=torch.float64).view(1, 3, 4)
+    A = NonCartesianMRI(size, k, item_axes=1, off_resonance=field, times=times)
+    alone = NonCartesianMRI(size, k[0], off_resonance=field, times=times[0])
+    x = noise(1, *size)
+    assert torch.equal(A(x), alone(x))
+    assert torch.equal(A(x[None])[0], alone(x))
+
+
+def test_one_buffer_for_every_frame() -> None:
+    """What is built late is of the trajectory given, not of what a caller wrote there since."""
+    size, x = (16, 16), noise(1, 16, 16)
+    fields = [30 * noise(*size, seed=i).real for i in range(2)]
+    k, field = torch.empty(40, 32, 2, dtype=torch.float64), torch.empty(size, dtype=torch.float64)
+    times = torch.linspace(0, 0.02, 32, dtype=torch.float64).expand(40, 32).contiguous()
+    made, alone = [], []
+    for i in range(2):
+        k[:] = trajectories.golden_angle(16, 40, first=40 * i) * (1 - 0.4 * i)
+        field[:] = fields[i]
+        times *= 1 - 0.5 * i
+        for found, copied in ((made, lambda t: t), (alone, torch.clone)):
+            found += [NonCartesianMRI(size, copied(k), toeplitz=True),
+                      NonCartesianMRI(size, copied(k), off_resonance=copied(field),
+                                      times=copied(times))]
+    matrix = noise(2, 1, seed=5)
+    for A, B in zip(made, alone, strict=True):
+        assert torch.equal(A.normal(x), B.normal(x))
+        assert relative(A.normal(x), A.adjoint(A(x))) <= 5e-4
+        assert torch.equal(A.mixed(matrix)(x), B.mixed(matrix)(x))
+        state = A.state_dict()["_extra_state"]
+        assert all(torch.equal(t, state[name]) for name, t in
+                   B.state_dict()["_extra_state"].items())
+
+
 def test_mixed() -> None:
     field, times = field_and_times((6, 8))
     k = anywhere(80, (6, 8)).view(2, 40, 2)
