@@ -20,7 +20,18 @@ from recon.acquisition import (
     views,
 )
 from recon.noise import Noise
-from recon.operators import CartesianMRI, Identity, LinearOperator, ParallelBeamCT, Space
+from recon.operators import (
+    CartesianMRI,
+    ConeBeamCT,
+    Counts,
+    FanBeamCT,
+    Identity,
+    LinearOperator,
+    Operator,
+    ParallelBeamCT,
+    Space,
+    stack,
+)
 from recon.operators.mri.fourier import fft2c, ifft2c
 from recon.simulate import coil_maps
 
@@ -150,6 +161,49 @@ def test_labels() -> None:
     for wrong in ([0, 1, 3, 3, 3, 3], [-1] * 6, [0, 0, -2, 0, 0, 0]):
         with pytest.raises(ValueError, match="without gaps"):
             Candidates(torch.tensor(wrong), mri)
+
+
+ANGLES = torch.arange(6) * math.pi / 3
+PARALLEL = ParallelBeamCT(8, ANGLES, detectors=13)
+TOMOGRAPHS: dict[str, Operator] = {
+    "parallel": PARALLEL,
+    "fan": FanBeamCT(8, ANGLES, source_distance=30.0, detectors=17),
+    "cone": ConeBeamCT((4, 8, 8), ANGLES, (11, 15), 20.0),
+    "helix": ConeBeamCT((4, 8, 8), ANGLES, (11, 15), 20.0, pitch=2.0),
+    "two energies": stack(PARALLEL, 2 * PARALLEL),
+    "counts": Counts(PARALLEL.range, 100.0) @ PARALLEL,
+}
+
+
+@pytest.mark.parametrize("name", TOMOGRAPHS)
+def test_views_of_projections(name: str) -> None:
+    """A candidate holds all of its view, of every item, and nothing else."""
+    A = TOMOGRAPHS[name]
+
+    def check(labels: Callable[[Operator], Tensor]) -> None:
+        labelled = Candidates(labels(A), A)
+        assert labelled.count == 6
+        for k in range(6):
+            chosen = labelled.mask(torch.tensor([[k], [k]]))
+            assert chosen.shape == (2, *A.range.shape)
+            assert bool(chosen[:, :, k].all())
+            assert int(chosen.sum()) == 2 * chosen[0, :, k].numel()
+
+    check(views)
+
+    def rows(A: Operator) -> Tensor:
+        return torch.arange(A.range.shape[-2])[:, None]
+
+    if name in ("cone", "helix"):
+        with pytest.raises(AssertionError):
+            check(rows)
+    with pytest.raises(AssertionError):
+        check(lambda A: torch.arange(A.range.shape[-1]))
+
+
+def test_what_is_not_projections_has_no_views() -> None:
+    with pytest.raises(ValueError, match=r"views wants projections .* measures \(1, 8\)"):
+        views(Identity(Space((1, 8))))
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

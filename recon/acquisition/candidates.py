@@ -34,8 +34,16 @@ def columns(operator: Operator) -> Tensor:
 
 
 def views(operator: Operator) -> Tensor:
-    """Every view (last dimension but one) of a sinogram is a candidate, all detectors together."""
-    return torch.arange(operator.range.shape[-2], device=_device(operator))[:, None]
+    """Every view of projections ``(channel, views, *detector)`` is a candidate, all of it together.
+
+    That is how ``ParallelBeamCT``, ``FanBeamCT`` and ``ConeBeamCT`` measure, and a stack of them.
+    """
+    if len(operator.range.shape) < 3:
+        raise ValueError("views wants projections (channel, views, *detector), "
+                         f"{operator.label()} measures {operator.range.shape}: label its views "
+                         "0, 1, ... yourself")
+    _, n, *detector = operator.range.shape
+    return torch.arange(n, device=_device(operator)).view(n, *(1,) * len(detector))
 
 
 def _device(operator: Operator) -> torch.device | None:
