@@ -18,7 +18,7 @@ from recon.datasets.dicom_header import Header, has_signature, parse, quiet, uid
 from recon.datasets.dicom_series import find_stack
 from recon.datasets.errors import HEAD_BYTES, FormatError, StrPath
 from recon.datasets.scan import Attributes, Layout, select
-from recon.datasets.volume import AIR_HU, Volume
+from recon.datasets.volume import AIR_HU, Volume, affine_of_slices
 
 Tell = Callable[[str], None]
 
@@ -93,11 +93,7 @@ def read_dicom(path: StrPath, slices: slice | None = None, series: str | None = 
     for header in headers:
         _check_description(header)
         _check_decoder(header)
-    affine = stack.affine
-    if affine is not None:
-        affine = affine.clone()
-        affine[:3, 3] += affine[:3, 0] * chosen.start
-        affine[:3, 0] *= chosen.step
+    affine = affine_of_slices(stack.affine, chosen)
     kind, shape = headers[0].kind, (headers[0].whole("Rows"), headers[0].whole("Columns"))
     values = torch.empty(len(headers), *shape, dtype=torch.float32)
     padding = torch.zeros(len(headers), *shape, dtype=torch.bool)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from recon.datasets.errors import FormatError, StrPath, read_head
 from recon.datasets.scan import Attributes, Layout, select
-from recon.datasets.volume import Volume
+from recon.datasets.volume import Volume, affine_of_slices
 
 SUFFIXES = (".nii", ".nii.gz")
 HEADER_BYTES = {1: 348, 2: 540}
@@ -90,7 +90,7 @@ def read_nifti(path: StrPath, slices: slice | None = None, *, unit: str = "arbit
     with _opened(path) as file:
         header = _read_header(path, file, notes)
         chosen = select(slices, header.shape[2])
-        affine = _affine(path, header, attributes, notes)
+        affine = affine_of_slices(_affine(path, header, attributes, notes), chosen)
         values = _read_values(path, file, header, chosen)
         if range(header.shape[2])[chosen][-1] == header.shape[2] - 1:
             file.seek(header.end)

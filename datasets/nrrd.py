@@ -24,7 +24,7 @@ from recon.datasets.nifti import CHUNK_BYTES, DEFLATE_RATIO, EXACT, check_hu, re
 from recon.datasets.nrrd_geometry import affine_of
 from recon.datasets.nrrd_header import Header, is_nrrd, read_header
 from recon.datasets.scan import Attributes, Layout, select
-from recon.datasets.volume import Volume
+from recon.datasets.volume import Volume, affine_of_slices
 
 # A byte of the file unfolds into no more; bzip2's runs of runs, measured, stay below.
 RATIOS = {"gzip": DEFLATE_RATIO, "bzip2": 1 << 21}
@@ -55,7 +55,7 @@ def read_nrrd(path: StrPath, slices: slice | None = None, *, unit: str = "arbitr
     attributes: Attributes = {}
     header = read_header(path, notes)
     chosen = select(slices, header.shape[2])
-    affine = affine_of(path, header, attributes, notes)
+    affine = affine_of_slices(affine_of(path, header, attributes, notes), chosen)
     if header.encoding == "ascii":
         values = _read_text(path, header, chosen, notes)
     else:

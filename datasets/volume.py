@@ -22,8 +22,8 @@ class Volume(NamedTuple):
     """``HU``, or ``arbitrary``."""
     affine: Tensor | None
     """float64 ``(4, 4)``: ``affine @ (slice, row, column, 1)`` is the centre of a voxel in mm, in
-    DICOM's patient coordinates: towards the left, back and head. None where the file says
-    nothing."""
+    DICOM's patient coordinates: towards the left, back and head. Slices count from the first one
+    read. None where the file says nothing."""
     padding: Tensor | None
     """bool like ``values``: outside what the scanner measured; ``values`` are air there (CT) or
     zero. None where nothing is marked."""
@@ -42,3 +42,13 @@ class Volume(NamedTuple):
             return None
         a, b, c = torch.linalg.vector_norm(self.affine[:3, :3], dim=0).tolist()
         return a, b, c
+
+
+def affine_of_slices(affine: Tensor | None, chosen: slice) -> Tensor | None:
+    """The affine of ``values[chosen]`` from that of all slices, neither end of ``chosen`` open."""
+    if affine is None:
+        return None
+    affine = affine.clone()
+    affine[:3, 3] += affine[:3, 0] * chosen.start
+    affine[:3, 0] *= chosen.step
+    return affine

@@ -90,6 +90,19 @@ def test_units_and_places_survive(reconstruct: Callable[..., Ran], series: Path,
     assert hu_errors(values, source.values, body_mask(source.values)).rmse < 60
 
 
+def test_chosen_slices_of_nifti_lie_where_they_lay(reconstruct: Callable[..., Ran],
+                                                   tmp_path: Path) -> None:
+    pytest.importorskip("nibabel", reason="the extra `nifti` is not installed")
+    affine = torch.tensor([[0, 0, 2, -30], [0, 2, 0, -40], [3, 0, 0, 500], [0, 0, 0, 1]])
+    datasets.write_nifti(tmp_path / "a.nii.gz", body(4), affine.double())
+    ran = reconstruct(tmp_path / "a.nii.gz", "--unit", "HU", "--views", 9, "--sampler", "tv",
+                      "--slices", "2:4", "--format", "nifti")
+    assert ran.code == 0, ran.err
+    made = datasets.open(tmp_path / "out" / "a_recon.nii.gz")
+    first = made.affine @ torch.tensor([0, 0, 0, 1], dtype=torch.float64)
+    assert first.tolist() == pytest.approx([-30, -40, 506, 1], abs=1e-4)
+
+
 def test_kspace_into_images(reconstruct: Callable[..., Ran], tmp_path: Path) -> None:
     pytest.importorskip("nibabel", reason="the extra `nifti` is not installed")
     image = (body(2) + 1000) / 1700
