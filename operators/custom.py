@@ -55,9 +55,9 @@ def from_numpy(forward: ArrayFunction, adjoint: ArrayFunction, *, domain: Space,
     ``forward`` takes an array ``domain.shape`` and returns one ``range.shape``; ``adjoint`` the
     other way. A batch is a Python loop over its items, one call each: where the functions take
     ``(items, *shape)`` at once, say ``batched`` and they are called once. Arrays arrive in the
-    precision of the input, as copies that may be written into; results are returned in that
-    precision, and come from the CPU to the device of the input. Since the adjoint is known,
-    gradients pass through, though NumPy has none.
+    precision of the input, as copies that may be written into; results are copied too, so that one
+    array may be returned at every call (``out=``), into that precision and to the device of the
+    input. Since the adjoint is known, gradients pass through, though NumPy has none.
 
     NumPy cannot find an adjoint: without one, write ``forward`` in torch (``from_functions``), or
     write out a small operator as a matrix (``from_scipy``).

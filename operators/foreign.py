@@ -73,8 +73,9 @@ def through_numpy(call: str, function: ArrayFunction, target: Space,
     """``function`` of arrays as one of ``(items, *shape)`` tensors, to ``target``.
 
     It is called once for each item, with an array of its own that it may write into, or once for
-    all where ``batched``. Results come back in the precision and on the device of the tensor.
-    ``real_part`` is for the adjoint of a map from real to complex.
+    all where ``batched``; what it returns may be an array that it keeps. Results come
+    back in the precision and on the device of the tensor. ``real_part`` is for the adjoint of a map
+    from real to complex.
     """
 
     def apply(x: Tensor) -> Tensor:
@@ -82,11 +83,12 @@ def through_numpy(call: str, function: ArrayFunction, target: Space,
         kind = x.dtype.to_complex() if target.is_complex else x.dtype.to_real()
         if not len(items):
             return x.new_zeros((0, *target.shape), dtype=kind)
+        # results are copied: a plan or an out= argument returns one array again and again
         if batched:
-            result = np.asarray(function(items.copy()))
+            result = np.array(function(items.copy()))
             want: tuple[int, ...] = (len(items), *target.shape)
         else:
-            result = np.stack([np.asarray(function(item.copy())) for item in items])
+            result = np.stack([np.array(function(item.copy())) for item in items])
             want = (len(items), *target.shape)
         if result.shape != want:
             got, one = (result.shape, want) if batched else (result.shape[1:], target.shape)

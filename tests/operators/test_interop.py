@@ -88,6 +88,22 @@ def test_numpy_functions_may_write_into_what_they_get() -> None:
     assert torch.equal(x, before)
 
 
+@pytest.mark.parametrize("batched", [False, True])
+def test_numpy_functions_may_return_one_array_again_and_again(batched: bool) -> None:
+    shape = (3, 1, 4, 5) if batched else (1, 4, 5)
+    out = np.empty(shape)
+
+    def doubled(x: Any) -> Any:
+        return np.multiply(x, 2, out=out)
+
+    A = from_numpy(doubled, doubled, domain=REAL, range=REAL, batched=batched)
+    x, other = noise(3, 1, 4, 5), noise(3, 1, 4, 5, seed=1)
+    y, pulled = A(x), A.adjoint(x)
+    A(other)
+    assert torch.equal(y, 2 * x)
+    assert torch.equal(pulled, 2 * x)
+
+
 def test_wrong_adjoint_in_numpy_is_found() -> None:
     A = from_numpy(summed, summed, domain=REAL, range=REAL)
     failed = {row.name for row in check(A).rows if not row.passed}
