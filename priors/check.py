@@ -97,6 +97,10 @@ def check(prior: Prior, images: Tensor | None = None, *, size: tuple[int, ...] =
         stride = -(-magnitudes.numel() // 2**22)
         quantile = float(magnitudes[::stride].double().quantile(0.995))
         if prior.normalised and not drawn:
+            if quantile == 0:
+                raise ValueError("check: the prior is of images whose 99.5 % quantile is one, and "
+                                 "that of these is 0: pass images with more than a few pixels "
+                                 "that are not zero")
             prior = prior.rescaled(quantile)
         trial = Trial(prior, x0, generator)
         levels = trial.rows(prior)

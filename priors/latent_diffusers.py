@@ -80,7 +80,7 @@ def _read(folder: Path, kinds: dict[str, Any]) -> nn.Module:
                               "itself, mostly called vae or vqvae")
     try:
         kind = json.loads(config.read_text())["_class_name"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{folder.name}/config.json names no model of diffusers "
                               f"({error}): copy it again") from error
     if kind not in kinds:

@@ -15,11 +15,15 @@ from recon.priors.base import Prior
 Network = Callable[[Tensor, Tensor], Tensor]
 
 
+def _same(value: Tensor) -> Tensor:
+    return value  # by name, so that schedules can be pickled
+
+
 class VarianceExploding(nn.Module):
     """The network sees ``x0 + sigma n`` itself; its second argument is ``time(sigma)``."""
 
     def __init__(self, sigma_min: float, sigma_max: float,
-                 time: Callable[[Tensor], Tensor] = lambda sigma: sigma) -> None:
+                 time: Callable[[Tensor], Tensor] = _same) -> None:
         super().__init__()
         self.sigma_min, self.sigma_max, self.time = sigma_min, sigma_max, time
 
@@ -76,7 +80,7 @@ class Flow(nn.Module):
     the share of noise, while some papers count it from noise to image.
     """
 
-    def __init__(self, time: Callable[[Tensor], Tensor] = lambda t: t,
+    def __init__(self, time: Callable[[Tensor], Tensor] = _same,
                  sigma_min: float = 1e-3, sigma_max: float = 1e3) -> None:
         super().__init__()
         self.of_t, self.sigma_min, self.sigma_max = time, sigma_min, sigma_max

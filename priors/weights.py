@@ -13,6 +13,7 @@ from recon.priors.base import Prior
 from recon.priors.errors import CheckpointError
 from recon.priors.loaders import is_folder, open_checkpoint
 from recon.priors.loaders.declared import Declared, Predicts, ValueRange, ends
+from recon.priors.loaders.files import called
 from recon.priors.network import DenoisingUNet, EDMPrior, UNetSettings
 from recon.priors.parameterisation import Schedule
 
@@ -151,7 +152,11 @@ def fill(name: str, network: nn.Module, weights: dict[str, torch.Tensor]) -> Non
 
 def card(name_or_path: str | Path) -> dict[str, Any]:
     """The model card of a prior: data, people, steps, held-out figures, licence."""
-    found: dict[str, Any] = _read(_path(name_or_path))[0].get("card", {})
+    path = _path(name_or_path)
+    if path.is_dir() or not _is_own(path):
+        raise CheckpointError(f"{called(path)} has no card: priors that ship with the package and "
+                              "files of recon train and priors.save have")
+    found: dict[str, Any] = _read(path)[0].get("card", {})
     return found
 
 
@@ -171,15 +176,13 @@ def _path(name_or_path: str | Path) -> Path:
 
 def _is_own(path: Path) -> bool:
     """Whether a file is one of ``save``, or damaged in a way that its reader tells."""
-    if path.suffix != ".safetensors":
-        return False
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as file:
             return "recon" in (file.metadata() or {})
     except (SafetensorError, OSError):
-        return True
+        return path.suffix == ".safetensors"
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -203,7 +206,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
                               "in its metadata): write it with recon.priors.save")
     try:
         settings = json.loads(metadata["recon"])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path.name}: its settings are no JSON ({error})") from error
     if not isinstance(settings, dict):
         raise CheckpointError(f"{path.name}: its settings want names and values, got "

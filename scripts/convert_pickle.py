@@ -38,7 +38,11 @@ def main() -> None:
                  "who made it")
     if given.target.exists():
         sys.exit(f"{given.target.name} exists: choose another name")
-    tensors = state(chosen(opened(given.source), given.entry))
+    network, entry = chosen(opened(given.source), given.entry)
+    tensors = state(network)
+    if not tensors:
+        sys.exit(f"{entry} holds no tensors by name (score_sde's average lists them without): "
+                 "say --entry")
     part = given.target.with_name(given.target.name + ".part")
     save_file(tensors, part)
     part.replace(given.target)
@@ -54,16 +58,16 @@ def opened(path: Path) -> Any:
         return pickle.load(file)
 
 
-def chosen(found: Any, entry: str | None) -> Any:
-    """The average where there is one, else the network."""
+def chosen(found: Any, entry: str | None) -> tuple[Any, str]:
+    """The average where there is one, else the network, and what to call it."""
     if not isinstance(found, Mapping) or all(isinstance(v, torch.Tensor) for v in found.values()):
-        return found
+        return found, "the file"
     names = (entry,) if entry is not None else (*AVERAGES, *NETWORKS)
     name = next((n for n in names if found.get(n) is not None), None)
     if name is None:
         sys.exit(f"want one of {', '.join(names)}, got {', '.join(map(str, found))}: say --entry")
     print(f"entry {name!r} of {', '.join(map(str, found))}")
-    return found[name]
+    return found[name], f"entry {name!r}"
 
 
 def state(network: Any) -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ from recon.priors.loaders import (
     own,
 )
 from recon.priors.loaders.declared import Declared, in_units
-from recon.priors.loaders.files import read
+from recon.priors.loaders.files import called, read
 from recon.priors.loaders.sidecar import completed
 from recon.priors.loaders.states import choose
 
@@ -31,7 +31,7 @@ def is_folder(path: Path) -> bool:
 
 def open_checkpoint(path: Path, said: Declared, entry: str | None = None) -> Prior:
     """The prior of a public checkpoint, in images from 0 to 1, or as ``said`` has it."""
-    name = path.resolve().name
+    name = called(path)
     said, entry = completed(path, said, entry)
     if path.is_dir():
         said.refuse_others(name, diffusers_folder.LAYOUT, diffusers_folder.USES)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from recon.priors.base import Prior
 from recon.priors.errors import CheckpointError
 from recon.priors.loaders.declared import Declared, Predicts, Run, counted, preconditioned, wrapped
-from recon.priors.loaders.files import read
+from recon.priors.loaders.files import called, read
 from recon.priors.loaders.states import choose, fill
 from recon.priors.parameterisation import Flow, Schedule, VarianceExploding, VariancePreserving
 
@@ -37,7 +37,7 @@ def build(folder: Path, said: Declared) -> Prior:
     """
     places = [folder / name for name in ("unet_ema", "unet", ".")]
     home = next(place for place in places if (place / "config.json").is_file())
-    name = folder.resolve().name
+    name = called(folder)
     config = _json(name, home / "config.json")
     if config.get("_class_name") != "UNet2DModel":
         raise CheckpointError(f"{name} holds a {config.get('_class_name')}: want a UNet2DModel")
@@ -73,7 +73,7 @@ def build(folder: Path, said: Declared) -> Prior:
 def _json(name: str, path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{name}: {path.name} is no JSON ({error})") from error
     if not isinstance(found, dict):
         raise CheckpointError(f"{name}: {path.name} wants names and values, got "

@@ -11,6 +11,11 @@ from torch import Tensor
 from recon.priors.errors import CheckpointError
 
 
+def called(path: Path) -> str:
+    """The name that a path was given, which tells more than that of a blob it links to."""
+    return path.resolve().name if path.name in ("", "..") else path.name
+
+
 def read(path: Path) -> Any:
     """What a checkpoint holds: tensors, numbers and texts, nested as they were saved.
 

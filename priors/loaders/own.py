@@ -36,6 +36,8 @@ def from_network(network: nn.Module, channels: int, *, predicts: Predicts | None
                  precision: torch.dtype = torch.float32, max_batch: int | None = None) -> Prior:
     """The prior of images from 0 to 1 that a network of one's own knows.
 
+    The network is put into evaluation mode, as those of files are.
+
     Parameters
     ----------
     network
@@ -68,7 +70,7 @@ def from_network(network: nn.Module, channels: int, *, predicts: Predicts | None
     said = Declared(value_range=ends(value_range), is_complex=is_complex, channels=channels,
                     schedule=schedule, predicts=predicts, sigma_data=sigma_data, network=network,
                     precision=precision, max_batch=max_batch)
-    return in_units("from_network", _prior(network, said), said)
+    return in_units("from_network", _prior(network, said), said).eval()
 
 
 def _prior(network: nn.Module, said: Declared) -> Prior:

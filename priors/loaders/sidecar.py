@@ -25,7 +25,7 @@ def completed(path: Path, said: Declared, entry: str | None) -> tuple[Declared, 
         return said, entry
     try:
         found = json.loads(kept.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{kept.name} is no JSON ({error}): mend or remove it") from error
     odd = [k for k in found if k not in _WORDS or not isinstance(found[k], _WORDS[k])
            ] if isinstance(found, dict) else ["all of it"]

@@ -208,6 +208,16 @@ def test_a_posterior_mean_finds_the_noise_once() -> None:
         assert abs(shrunk) > 0.2 * squares  # of a denoiser that takes half
 
 
+def test_images_of_almost_nothing_but_zeros() -> None:
+    images = torch.zeros(1, 1, 16, 16)
+    images[..., 3, 3] = 1.0
+    prior = Gaussian(torch.zeros(1, 16, 16), variance=0.04)
+    prior.normalised = True
+    with pytest.raises(ValueError, match=r"whose 99\.5 % quantile is one, and that of these is 0"):
+        check(prior, images)
+    assert check(prior, images + 0.1 * torch.arange(256.0).view(16, 16)).levels
+
+
 def test_refusals() -> None:
     with pytest.raises(TypeError, match=r"check: want a Prior, got Linear: wrap a network with"):
         check(nn.Linear(2, 2))  # type: ignore[arg-type]

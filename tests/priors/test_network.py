@@ -182,6 +182,19 @@ def test_round_trip(saved: Path) -> None:
     assert card(saved) == {"licence": "CC0"}
 
 
+def test_any_ending(saved: Path, tmp_path: Path) -> None:
+    """As of a blob in a cache, or where no ending was said to ``save``."""
+    x = noise(1, 1, 12, 10, dtype=torch.complex64)
+    for name in ("noext", "x.pt"):
+        path = tmp_path / name
+        path.write_bytes(saved.read_bytes())
+        assert torch.equal(load(path)(x, 0.3), load(saved)(x, 0.3))
+        assert card(path) == card(saved)
+    path.write_bytes(saved.read_bytes()[:40])
+    with pytest.raises(CheckpointError, match=r"x\.pt is damaged"):
+        load(path)
+
+
 def test_real_images(tmp_path: Path) -> None:
     path = write(tmp_path / "real.safetensors", is_complex=False)
     prior = load(str(path))
@@ -223,10 +236,11 @@ def test_pickled_files_are_refused_unread(tmp_path: Path) -> None:
     plain.write_bytes(pickle.dumps(Payload(trap)))
     old.write_bytes(pickle.dumps(Payload(trap), protocol=0))
     for path in (zipped, plain):
-        for open_it in (load, card):
-            with pytest.raises(CheckpointError, match=f"{path.name} is a pickled checkpoint, which "
-                                                      "can run code.* convert its weights"):
-                open_it(path)
+        with pytest.raises(CheckpointError, match=f"{path.name} is a pickled checkpoint, which "
+                                                  "can run code.* convert its weights"):
+            load(path)
+        with pytest.raises(CheckpointError, match=f"{path.name} has no card"):
+            card(path)
     with pytest.raises(CheckpointError, match=r"c\.safetensors is damaged or no safetensors"):
         load(old)
     assert not trap.exists()
@@ -261,6 +275,8 @@ SPOILT: dict[str, tuple[Callable[..., object], str]] = {
                 "damaged or no safetensors file .*: copy it again"),
     "no metadata": (lambda s, t: save_file(load_file(s), t), "what they mean .no 'recon' entry"),
     "no JSON": (lambda s, t: save_file(load_file(s), t, {"recon": "{"}), "settings are no JSON"),
+    "nested JSON": (lambda s, t: save_file(load_file(s), t, {"recon": "[" * 100_000}),
+                    "settings are no JSON"),
     "no names": (lambda s, t: save_file(load_file(s), t, {"recon": "[1]"}), "names and values"),
     "newer": (edited(lambda d, _: d.update(format=2)), "format 2 of network 'drunet' .* upgrade"),
     "no format": (edited(lambda d, _: d.pop("format")), "format None of network 'drunet'"),

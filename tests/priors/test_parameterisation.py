@@ -1,5 +1,6 @@
 """Networks of every kind, made exactly from a Gaussian, must come out as its denoiser again."""
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -197,6 +198,15 @@ def test_levels_come_from_the_schedule() -> None:
 
 
 ABAR = torch.tensor([0.9, 0.5, 0.1])
+
+
+@pytest.mark.parametrize("schedule", [VarianceExploding(0.01, 50.0), Flow(),
+                                      VariancePreserving.linear()])
+def test_priors_can_be_sent_to_other_processes(schedule: Schedule) -> None:
+    prior = EpsilonPrior(nn.Conv2d(1, 1, 1), schedule, 1)
+    sent = pickle.loads(pickle.dumps(prior))
+    sigma = torch.tensor([0.1, 3.0])
+    assert torch.equal(sent.schedule.time(sigma), schedule.time(sigma))
 
 
 @pytest.mark.parametrize(("error", "call", "message"), [
