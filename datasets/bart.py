@@ -123,13 +123,13 @@ def read_bart(path: StrPath, slices: slice | None = None, maps: StrPath | None =
 
     ``path`` is the pair's name with or without ``.hdr`` or ``.cfl``; ``maps`` is a second pair with
     one set of coil sensitivities. The format has no mask: points that are exactly zero in every
-    coil of the slices read are taken as unsampled.
+    coil are taken as unsampled; where they differ from slice to slice, read one at a time.
 
     Raises
     ------
     FormatError
-        The pair is damaged, has dimensions beyond x, y, z, coil and slice, is 3-D, or holds NaN or
-        infinity.
+        The pair is damaged, has dimensions beyond x, y, z, coil and slice, is 3-D, holds NaN or
+        infinity, or its slices are undersampled differently.
     FileNotFoundError
         One of the two files is missing.
     """
@@ -150,7 +150,7 @@ def scan_of(path: StrPath, array: NDArray[Any], slices: slice | None, kind: str)
     notes: list[str] = []
     kspace = to_complex64(path, "kspace", array[chosen], notes)
     check_finite(path, "kspace", kspace, chosen)
-    mask = infer_mask(kspace, notes, points=True)
+    mask = infer_mask(path, kspace, notes, points=True)
     kspace = zero_outside(kspace, mask, notes)
     attributes: Attributes = {"note": "; ".join(notes)} if notes else {}
     return Scan(kspace, mask, None, None, None, attributes, Path(path).name, kind)

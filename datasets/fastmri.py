@@ -254,24 +254,15 @@ def _padded(header: Header, width: int) -> Tensor | None:
 def _inferred_mask(path: Path, header: Header, kspace: Tensor,
                    notes: list[str]) -> Tensor | None:  # fmt: skip
     """As :func:`infer_mask`, telling padding from what was undersampled before it was stored."""
-    measured = torch.stack([(one != 0).flatten(0, 1).any(0) for one in kspace])  # (slices, W)
-    measured = measured[measured.any(1)]
-    if bool((measured != measured[:1]).any()):
-        raise FormatError.about(
-            path,
-            "slices have zeros in different columns and the file has no mask: read its slices one "
-            "by one, or store the `mask` of all",
-            "kspace",
-        )
     mine: list[str] = []
-    mask = infer_mask(kspace, mine, points=True)
+    mask = infer_mask(path, kspace, mine, points=True)
     if mask is not None and mask.ndim == 2:
         rows, columns = mask.any(1), mask.any(0)
         if bool((mask == rows[:, None] & columns).all()):
             notes.append(f"{int((~rows).sum())} of {len(rows)} rows are zero, which is taken as "
                          "padding of the readout")  # fmt: skip
             mine.clear()
-            mask = infer_mask(kspace, mine, points=False)
+            mask = infer_mask(path, kspace, mine, points=False)
     notes += mine
     if mask is None:
         return None

@@ -45,12 +45,14 @@ def read_npy(path: StrPath, slices: slice | None = None) -> Scan:
     """Read k-space from an npy file, mapped, so that only the chosen slices are loaded.
 
     Shapes ``(H, W)``, ``(coils, H, W)`` and ``(slices, coils, H, W)`` are understood: three axes
-    are always coils, never slices. Points that are exactly zero everywhere are taken as unsampled.
+    are always coils, never slices. Points that are exactly zero in every coil are taken as
+    unsampled; where they differ from slice to slice, read one at a time.
 
     Raises
     ------
     FormatError
-        The file is damaged, holds Python objects, has another shape, or holds NaN or infinity.
+        The file is damaged, holds Python objects, has another shape, holds NaN or infinity, or
+        slices without a mask are undersampled differently.
     """
     path = Path(path)
     return _scan(path, {"kspace": _load(path)}, slices, "npy", {}, [])
@@ -115,7 +117,7 @@ def _scan(path: Path, parts: dict[str, NDArray[Any]], slices: slice | None, kind
         size = (kspace.shape[-2], kspace.shape[-1])
         mask: Tensor | None = to_mask(path, parts["mask"], size)
     else:
-        mask = infer_mask(kspace, notes, points=True)
+        mask = infer_mask(path, kspace, notes, points=True)
     kspace = zero_outside(kspace, mask, notes)
     maps = reference = crop = None
     if "maps" in parts:

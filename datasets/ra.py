@@ -71,14 +71,14 @@ def _mapped(path: StrPath, notes: list[str]) -> NDArray[Any]:
 def read_ra(path: StrPath, slices: slice | None = None) -> Scan:
     """Read BART k-space; the two image dimensions of x, y, z become H and W in this order.
 
-    The format has no mask: points that are exactly zero in every coil of the slices read are taken
-    as unsampled.
+    The format has no mask: points that are exactly zero in every coil are taken as unsampled; where
+    they differ from slice to slice, read one at a time.
 
     Raises
     ------
     FormatError
         The file is damaged, big-endian or not complex, has dimensions beyond x, y, z, coil and
-        slice, is 3-D, or holds NaN or infinity.
+        slice, is 3-D, holds NaN or infinity, or its slices are undersampled differently.
     """
     notes: list[str] = []
     scan = scan_of(path, arranged(path, _mapped(path, notes)), slices, "ra")

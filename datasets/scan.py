@@ -149,18 +149,28 @@ def to_mask(path: StrPath, array: NDArray[Any], size: tuple[int, int]) -> Tensor
     return mask
 
 
-def infer_mask(kspace: Tensor, notes: list[str], points: bool) -> Tensor | None:
-    """The mask of zero-filled k-space: what is exactly zero in every coil and slice is unsampled.
+def infer_mask(path: StrPath, kspace: Tensor, notes: list[str], points: bool) -> Tensor | None:
+    """The mask of zero-filled k-space: what is exactly zero in every coil is unsampled.
 
     Noise is never exactly zero, so this is safe for measured data; simulated noiseless k-space may
     hold true zeros. Columns ``(W,)`` are preferred; ``points`` allows ``(H, W)``. None where
-    nothing is zero, and where everything is.
+    nothing is zero, and where everything is. Slices that are zero at different points are refused,
+    empty ones apart: the zeros of each would pass for measurements of another's mask.
     """
-    measured = (kspace != 0).flatten(0, 1).any(0)  # (H, W)
-    columns = measured.any(0)  # (W,)
-    if not bool(columns.any()):
+    each = torch.stack([(one != 0).any(0) for one in kspace])  # (slices, H, W)
+    each = each[each.flatten(1).any(1)]
+    if not len(each):
         notes.append("all k-space read is zero, so its sampling is not known")
         return None
+    measured = each[0]
+    if bool((each != measured).any()):
+        raise FormatError.about(
+            path,
+            "slices have zeros at different points and the file has no mask: read its slices one "
+            "by one, or, where such zeros were measured, save the `mask` of all (npz, HDF5)",
+            "kspace",
+        )
+    columns = measured.any(0)  # (W,)
     if not points or bool((measured == columns).all()):
         if bool(columns.all()):
             return None
