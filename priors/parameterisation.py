@@ -6,6 +6,7 @@ and never seen elsewhere.
 """
 
 from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +62,15 @@ class VariancePreserving(nn.Module):
         """The linear schedule of Ho et al. 2020, the one of most public checkpoints."""
         betas = torch.linspace(beta_min, beta_max, steps, dtype=torch.float64)
         return cls((1 - betas).cumprod(0))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # a prior moved to half precision is still told the right index: a bfloat16 table has
+        # steps of four levels
+        exact = self.log_sigmas
+        moved: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if torch.finfo(self.log_sigmas.dtype).bits < 32:
+            self.log_sigmas = exact.to(self.log_sigmas.device, torch.float32)
+        return moved
 
     def scale(self, sigma: Tensor) -> Tensor:
         return (1 + sigma.square()).rsqrt()

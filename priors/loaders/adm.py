@@ -165,7 +165,7 @@ class UNet(nn.Module):
                                  nn.Conv2d(w, outputs, 3, padding=1))
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        t = self.time_embed(sinusoids(time, self.width))
+        t = self.time_embed(sinusoids(time, self.width).to(x.dtype))
         skips = []
         for layers in self.input_blocks:
             x = _through(layers, x, t)

@@ -53,7 +53,8 @@ class Declared(NamedTuple):
 class Run(nn.Module):
     """A network in its own precision, whatever the images' is.
 
-    ``multiple`` is what heights and widths must be a multiple of.
+    ``multiple`` is what heights and widths must be a multiple of. The time comes in single
+    precision or more: an index of bfloat16 has steps of four.
     """
 
     def __init__(self, network: nn.Module, precision: torch.dtype, multiple: int = 1) -> None:
@@ -68,11 +69,12 @@ class Run(nn.Module):
                              f"{self.multiple}, got {tuple(x.shape[2:])}: crop or pad the images")
         kind = next((p.dtype for p in self.network.parameters() if p.is_floating_point()),
                     torch.float32)
+        told = time.to(torch.promote_types(kind, torch.float32))
         if self.precision == torch.float32:
-            out: Tensor = self.network(x.to(kind), time.to(kind))
+            out: Tensor = self.network(x.to(kind), told)
         else:
             with torch.autocast(x.device.type, self.precision):
-                out = self.network(x.to(kind), time.to(kind))
+                out = self.network(x.to(kind), told)
         return out.to(x.dtype)
 
 
@@ -91,6 +93,11 @@ def preconditioned(network: nn.Module, channels: int, sigma_data: float,
     """The denoiser of a network in EDM's preconditioning, for the noise of its releases."""
     return EDMPrior(network, channels, sigma_data=sigma_data, sigma_min=0.002, sigma_max=80.0,
                     max_batch=max_batch, normalised=False)
+
+
+def smallest(sigma: Tensor) -> float:
+    """The least level to divide by: the noise over it, times a smaller one's square, is zero."""
+    return float(torch.finfo(sigma.dtype).tiny) ** 0.5
 
 
 def counted(name: str, channels: int, outputs: int, said: Declared) -> int:

@@ -182,7 +182,7 @@ class _Logarithms(VariancePreserving):
         self.sigma_max = float(plan.get("sigma_max") or self.sigma_max)
 
     def time(self, sigma: Tensor) -> Tensor:
-        return sigma.log() / 4
+        return sigma.clamp(self.sigma_min, self.sigma_max).log() / 4
 
 
 class _Times:

@@ -144,7 +144,7 @@ class UNet(nn.Module):
             self.out_norm, self.out_conv = _norm(w, song), _Conv(w, outputs, 3)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        t = functional.silu(self.map_layer0(self._embedded(time)))
+        t = functional.silu(self.map_layer0(self._embedded(time).to(x.dtype)))
         t = functional.silu(self.map_layer1(t))
         skips: list[Tensor] = []
         pyramid = x

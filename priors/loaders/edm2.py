@@ -103,7 +103,7 @@ class UNet(nn.Module):
         self.out_conv = _Map(w, outputs, 3)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        t = _silu(self.emb_noise(self.emb_fourier(time)))
+        t = _silu(self.emb_noise(self.emb_fourier(time).to(x.dtype)))
         x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
         skips = []
         for part in self.enc.values():

@@ -147,7 +147,7 @@ class Unet(nn.Module):
         half = self.wide // 2
         steps = torch.arange(half, device=time.device, dtype=time.dtype)
         angles = time[:, None] * torch.exp(-math.log(10000) / (half - 1) * steps)
-        t = self.time_mlp(torch.cat([angles.sin(), angles.cos()], 1))
+        t = self.time_mlp(torch.cat([angles.sin(), angles.cos()], 1).to(x.dtype))
         if self.sees_itself:
             x = torch.cat([torch.zeros_like(x), x], 1)
         x = first = self.init_conv(x)

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from recon.priors.base import Prior
 from recon.priors.errors import CheckpointError
-from recon.priors.loaders.declared import Declared, Run, counted, wrapped
+from recon.priors.loaders.declared import Declared, Run, counted, smallest, wrapped
 from recon.priors.loaders.resample import doubled, halved, separable
 from recon.priors.loaders.states import Shapes, State, fill, without
 from recon.priors.parameterisation import VarianceExploding
@@ -136,7 +136,8 @@ class NCSNpp(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         parts = iter(self.all_modules)
         fourier, first, second, conv = itertools.islice(parts, 4)
-        t = second(functional.silu(first(fourier(sigma.log()))))
+        sigma = sigma.clamp(min=smallest(sigma))
+        t = second(functional.silu(first(fourier(sigma.log()).to(x.dtype))))
         t = functional.silu(t)
         pyramid = 2 * x - 1 if self.centres else x
         h = conv(pyramid)

@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from recon.priors.base import Prior
 from recon.priors.errors import CheckpointError
-from recon.priors.loaders.declared import Declared, Run, counted, wrapped
+from recon.priors.loaders.declared import Declared, Run, counted, smallest, wrapped
 from recon.priors.loaders.states import Shapes, State, fill, without
 from recon.priors.parameterisation import VarianceExploding
 
@@ -106,7 +106,7 @@ class NCSNv2(nn.Module):
         for n in self.refinements:
             made = [getattr(self, f"refine{n}")([kept.pop(), *made])]
         out: Tensor = self.end_conv(functional.elu(self.normalizer(made[0])))
-        return out / sigma.view(-1, 1, 1, 1)
+        return out / sigma.clamp(min=smallest(sigma)).view(-1, 1, 1, 1)
 
 
 class _Norm(nn.Module):

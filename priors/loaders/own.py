@@ -1,7 +1,7 @@
 """A network of one's own, with weights from a file or as it is."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from recon.priors.base import Prior
 from recon.priors.errors import CheckpointError
@@ -73,9 +73,21 @@ def from_network(network: nn.Module, channels: int, *, predicts: Predicts | None
     return in_units("from_network", _prior(network, said), said).eval()
 
 
+class _Told(nn.Module):
+    """A network that is told the time in the precision of its images."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        out: Tensor = self.network(x, time.to(x.dtype))
+        return out
+
+
 def _prior(network: nn.Module, said: Declared) -> Prior:
     channels = said.channels or 0
-    run = Run(network, said.precision)
+    run = Run(_Told(network), said.precision)
     if said.sigma_data is not None:
         return preconditioned(run, channels, said.sigma_data, said.max_batch)
     if said.predicts is None or said.schedule is None:

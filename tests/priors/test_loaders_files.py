@@ -185,6 +185,40 @@ def test_precision_batches_and_dtypes(tmp_path: Path) -> None:
     assert (prior.sigma_min, prior.sigma_max) == (0.002, 80.0)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_no_noise_is_no_change(layout: str, tmp_path: Path) -> None:
+    hold, words, _, _ = LAYOUTS[layout]
+    prior, x = load(write(tmp_path / "x.pt", hold()), **words), noise(2, 1, 16, 16)
+    for sigma in (0.0, 1e-30, 1e-20):
+        assert torch.allclose(prior(x, sigma), x, rtol=1e-5, atol=1e-5), sigma
+    mixed = prior(x, torch.tensor([0.0, 0.7]))
+    assert torch.allclose(mixed[1:], prior(x[1:], 0.7), atol=1e-5)
+
+
+def test_a_network_of_half_precision_is_told_the_exact_time(tmp_path: Path) -> None:
+    """Between 512 and 1024 bfloat16 knows every fourth index alone."""
+    path, x = write(tmp_path / "x.pt", adm_state()), noise(2, 1, 16, 16)
+    words: Words = IN_01 | {"head_channels": 32}
+    sigma, schedule = torch.tensor(4.0), VariancePreserving.linear()
+    want = load(path, **words)(x, sigma)
+    got = load(path, **words).bfloat16()(x, sigma)
+    network = adm.from_state("x", adm_state(), Declared(head_channels=32)).bfloat16()
+    z, time = (schedule.scale(sigma) * x).bfloat16(), schedule.time(sigma).expand(2)
+
+    def denoised(index: Tensor) -> Tensor:
+        return x - sigma * network(z, index)[:, :1].float()
+
+    def error(made: Tensor) -> float:
+        return float((made - want).norm() / want.norm())
+
+    assert error(got) == pytest.approx(error(denoised(time)), rel=1e-3)
+    assert error(denoised(time.bfloat16())) > 3 * error(got)
+    own, told = Own().bfloat16(), []
+    own.register_forward_pre_hook(lambda _, given: told.append(given[1].dtype))
+    from_network(own, 1, predicts="x0", schedule=schedule, **IN_01)(x, sigma)
+    assert told == [torch.bfloat16]  # of one's own it is called as it was trained
+
+
 def test_other_files_of_the_same_tensors(tmp_path: Path) -> None:
     words, x = IN_01 | {"head_channels": 32}, noise(1, 1, 16, 16)
     want = load(write(tmp_path / "x.pt", adm_state()), **words)(x, 0.5)

@@ -183,6 +183,18 @@ def test_variance_preserving_index() -> None:
     assert bool((rising > 0).all())
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_the_index_is_exact_in_any_precision_of_the_network(kind: torch.dtype) -> None:
+    schedule, sigma = VariancePreserving.linear(), torch.tensor([0.02, 0.3, 1.0, 5.0, 40.0])
+    want = VariancePreserving.linear().time(sigma)
+    prior = EpsilonPrior(nn.Conv2d(1, 1, 1), schedule, 1).to(kind)
+    assert torch.allclose(schedule.time(sigma), want, rtol=1e-4, atol=1e-3)
+    assert next(prior.parameters()).dtype == kind
+    rounded = VariancePreserving.linear()
+    rounded.log_sigmas = rounded.log_sigmas.bfloat16()
+    assert not torch.allclose(rounded.time(sigma), want, rtol=1e-4, atol=1e-2)
+
+
 def test_below_and_above_the_trained_levels_stays_finite() -> None:
     x = torch.ones(3, 2, 2, 3, dtype=torch.float64)
     sigma = torch.tensor([0.0, 1e-5, 1e4], dtype=torch.float64)
