@@ -96,7 +96,8 @@ def _gathered(y: Tensor, views: Views, along: Rays, axis: int, planes: range, to
                                   for m in to_detector)
             first_row = torch.minimum(first_row, row / depth)
             first_column = torch.minimum(first_column, column / depth)
-    first_row, first_column = first_row.floor(), first_column.floor()
+    # footprints are no larger than the detector, so what they are counted from lies on it
+    first_row, first_column = first_row.floor().clamp(min=0), first_column.floor().clamp(min=0)
 
     total = y.new_zeros(len(y), *plane.shape)
     for more_row in range(footprint[0] + 1):  # the floor above takes one more

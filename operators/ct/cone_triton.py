@@ -181,8 +181,9 @@ def _reach(total, image, of, sides, oa, ob, oc, depth, row,  # type: ignore[no-u
         below = (eb * tl.load(of + 15 + B) + ec * tl.load(of + 15 + C)).to(real)
         least_row = tl.minimum(least_row, (below - at_row * nearer) / (near + nearer))
         least_column = tl.minimum(least_column, (right_of - at_column * nearer) / (near + nearer))
-    first_row = tl.floor(row + least_row.to(tl.float64)) + 1
-    first_column = tl.floor(column + least_column.to(tl.float64)) + 1
+    # reaches are no larger than the detector, so what they are counted from lies on it
+    first_row = tl.maximum(tl.floor(row + least_row.to(tl.float64)) + 1, 0.0)
+    first_column = tl.maximum(tl.floor(column + least_column.to(tl.float64)) + 1, 0.0)
     from_row, from_column = (first_row - row).to(real), (first_column - column).to(real)
     whole_row, whole_column = _whole(first_row), _whole(first_column)
 

@@ -51,17 +51,20 @@ def check_cone(device: torch.device) -> None:
     from recon.operators.ct.cone_geometry import axes_of, circular_vectors, footprint, views_of
 
     angles = torch.tensor([0.2, 0.7], dtype=torch.float64)
-    views = views_of(circular_vectors(angles, 20.0, 6.0, (1.5, 1.3), (0.25, -0.5), 2.0), (6, 5, 7),
-                     (1.2, 1.0, 0.9), (8, 9))
-    axes, reach = axes_of(views), footprint(views)
-    for dtype, tolerance in ((torch.float32, 3e-6), (torch.float64, 1e-12)):
-        compare(f"cone, {dtype}", tolerance,
-                (lambda x: cone_triton.project(x, views),
-                 lambda y: cone_triton.backproject(y, views, axes, reach)),
-                (lambda x: cone_torch.project(x, views, axes),
-                 lambda y: cone_torch.backproject(y, views, axes, reach)),
-                _waves((2, *views.volume), dtype, device),
-                _waves((2, len(angles), *views.detector), dtype, device))
+    vectors = circular_vectors(angles, 20.0, 6.0, (1.5, 1.3), (0.25, -0.5), 2.0)
+    for detector in ((8, 9), (1, 3)):  # wider and narrower than what a voxel can cover
+        views = views_of(vectors, (6, 5, 7), (1.2, 1.0, 0.9), detector)
+        axes, reach = axes_of(views), footprint(views)
+        for dtype, tolerance in ((torch.float32, 3e-6), (torch.float64, 1e-12)):
+            compare(f"cone, detector {detector}, {dtype}", tolerance,
+                    (functools.partial(cone_triton.project, views=views),
+                     functools.partial(cone_triton.backproject, views=views, axes=axes,
+                                       footprints=reach)),
+                    (functools.partial(cone_torch.project, views=views, axes=axes),
+                     functools.partial(cone_torch.backproject, views=views, axes=axes,
+                                       footprints=reach)),
+                    _waves((2, *views.volume), dtype, device),
+                    _waves((2, len(angles), *detector), dtype, device))
 
 
 def compare(what: str, tolerance: float, kernels: Pair, plain: Pair, x: Tensor, y: Tensor) -> None:

@@ -56,6 +56,19 @@ def test_kernels_are_plain_torch(name: str) -> None:
 
 
 @pytest.mark.usefixtures("on_kernels")
+@pytest.mark.parametrize("name", ["one row", "one column", "fine rows", "fine pixels"])
+def test_detectors_narrower_than_what_a_voxel_covers(name: str) -> None:
+    A = GEOMETRIES[name](backend="triton")
+    y = randn(2, *A.range.shape, dtype=F64)
+    for backend in ("torch", "numba"):
+        close(A.adjoint(y), GEOMETRIES[name](backend=backend).adjoint(y), 1e-13)
+    check_adjoint(A, F64)
+    A._footprints = [(1, 1)] * len(A._footprints)
+    with pytest.raises(AssertionError, match="mismatch"):
+        check_adjoint(A, F64)
+
+
+@pytest.mark.usefixtures("on_kernels")
 def test_wrong_views_are_rejected(plant: Callable[[Fault], None]) -> None:
     check_agrees("odd, sides differ", 3, F32, 5e-7)
     # of source, way to the corner, down, right, and of what places voxels on the detector
