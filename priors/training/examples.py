@@ -27,12 +27,12 @@ class Stack(NamedTuple):
 class Look(NamedTuple):
     """How examples are drawn from stacks.
 
-    ``pixel_mm`` and ``thickness_mm`` are ranges; pixels are never made smaller than they are, and
-    without a spacing they count in pixels. ``warp`` is the part of the planes that is turned,
-    stretched and bent; ``recolour`` the part whose contrast changes; ``phase`` makes real images
-    complex with a smooth phase. ``margin`` is the part of the planes that get more air around them
-    where they end in air, ``air`` the part of the nearly empty crops that is kept: images seen in
-    wide fields of view are mostly air.
+    ``pixel_mm`` and ``thickness_mm`` are ranges; pixels are never made smaller than they are, nor
+    larger than leaves a crop along the shorter side, and without a spacing they count in pixels.
+    ``warp`` is the part of the planes that is turned, stretched and bent; ``recolour`` the part
+    whose contrast changes; ``phase`` makes real images complex with a smooth phase. ``margin`` is
+    the part of the planes that get more air around them where they end in air, ``air`` the part of
+    the nearly empty crops that is kept: images seen in wide fields of view are mostly air.
     """
 
     crop: int = 96
@@ -85,8 +85,9 @@ def crops(stack: Stack, look: Look, draw: Draw) -> list[Tensor]:
     image, pixel = plane(stack, look, draw)
     low, high = look.pixel_mm
     wanted = math.exp(draw.uniform(math.log(low), math.log(high)))
-    factor = min(1.0, pixel / wanted)
-    sides = [max(round(n * factor), min(n, look.crop)) for n in image.shape]
+    # one factor for both axes, no coarser than leaves room for a crop
+    factor = min(1.0, max(pixel / wanted, look.crop / min(image.shape)))
+    sides = [round(n * factor) for n in image.shape]
     image = (by_area if stack.in_hu else by_kspace)(image, sides, draw)
     if draw.chance(look.warp):
         image = warped(image, draw)
@@ -177,9 +178,9 @@ def hu_recoloured(image: Tensor, draw: Draw) -> Tensor:
     rises = knots.diff() * torch.exp(0.25 * draw.normal(len(knots) - 1))
     levels = torch.cat([torch.zeros(1), rises.cumsum(0)])
     levels = levels / levels[3]
-    inner = image.clamp(0.0, 2.999)
-    low = torch.bucketize(inner, knots, right=True) - 1
-    part = (inner - knots[low]) / (knots[low + 1] - knots[low])
+    image = image.clamp(min=0.0)
+    low = torch.bucketize(image, knots[1:-1], right=True)  # the last piece has no end: metal
+    part = (image - knots[low]) / (knots[low + 1] - knots[low])
     return levels[low] + part * (levels[low + 1] - levels[low])
 
 

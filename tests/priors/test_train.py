@@ -298,6 +298,45 @@ def test_hu_curves_keep_air_and_water_and_never_fall() -> None:
         assert not torch.allclose(curve, values, atol=0.02)
 
 
+def test_what_lies_above_the_last_knot_of_hu_curves_keeps_rising() -> None:
+    values = torch.linspace(0, 4, 401)  # of --window -1000:3000
+
+    def check(curve: Callable[[Tensor, examples.Draw], Tensor]) -> None:
+        for seed in range(5):
+            assert (curve(values, examples.Draw(seed)).diff() > 1e-4).all()
+
+    check(examples.hu_recoloured)
+    with pytest.raises(AssertionError):
+        check(lambda x, draw: examples.hu_recoloured(x.clamp(max=2.999), draw))
+    metal = torch.ones(1, 32, 32)
+    metal[:, 10:20, 10:20] = 4.0
+    look = Look(crop=32, pixel_mm=(1, 1), thickness_mm=(5, 5), warp=0, recolour=1)
+    made = batch([Stack(metal, (5.0, 1.0, 1.0), "metal", in_hu=True)], look, 8, 0, 0)
+    ratios = made.amax((1, 2, 3)) / made.amin((1, 2, 3))
+    assert ratios.min() > 2.75  # flattened at 2000 HU all were below
+
+
+@pytest.mark.parametrize("in_hu", [True, False])
+def test_coarser_pixels_are_as_coarse_both_ways(in_hu: bool) -> None:
+    down, right = torch.arange(100.0)[:, None], torch.arange(256.0)
+    waves = 1 + 0.5 * (torch.sin(down * math.pi / 8) + torch.sin(right * math.pi / 8))
+
+    def check(sample: Tensor) -> None:
+        assert sample.shape == (96, 96)
+        spectrum = torch.fft.fft2(sample - sample.mean(), s=(2048, 2048)).abs()
+        first, second = (2048 / int(line[40:1024].argmax() + 40)
+                         for line in (spectrum[:, 0], spectrum[0]))
+        assert abs(first / second - 1) < 0.05, (first, second)
+
+    stack = Stack(waves[None], (1.0, 1.0, 1.0), "waves", in_hu)
+    look = Look(crop=96, pixel_mm=(2.8, 2.8), thickness_mm=(1, 1), warp=0, recolour=0)
+    for sample in batch([stack], look, 4, 0, 0):
+        check(sample[0])
+    coarser = examples.by_area if in_hu else examples.by_kspace
+    with pytest.raises(AssertionError):  # each side on its own: as many pixels as a crop has
+        check(coarser(waves, [96, 96], examples.Draw(0)))
+
+
 def test_complex_images_keep_their_magnitude_and_real_ones_get_a_phase() -> None:
     image = torch.from_numpy(blobs(1))[0] / 3
     look = Look(crop=16, phase=True)
