@@ -17,7 +17,8 @@ def train(
     name: Annotated[str | None, typer.Option(
         help="of the prior: NAME.safetensors and NAME.md; by default that of --out")] = None,
     unit: Annotated[str | None, typer.Option(
-        help="of NIfTI and NRRD images, which do not say: HU or arbitrary")] = None,
+        help="of NIfTI and NRRD images and numpy arrays, which do not say: HU or arbitrary")
+    ] = None,
     window: Annotated[str, typer.Option(
         help="of images in HU, low:high; what lies outside is cut")] = "-1000:2000",
     phase: Annotated[bool, typer.Option(

@@ -25,17 +25,19 @@ def read_stacks(folder: Path, *, unit: str | None = None,
                 say: Callable[[str], None] = lambda _: None) -> list[Stack]:
     """Every file and DICOM series in a folder, or the one given, by name; sub-folders are series.
 
-    Images come from DICOM, NIfTI and NRRD (``unit`` says ``HU`` or ``arbitrary`` of these two) and
-    ISMRMRD images; from ``.npy`` arrays and ``images`` of ``.npz``, ``(height, width)`` or
-    ``(slices, height, width)``, real or complex; and from fully sampled k-space, whose coils are
-    combined by their ESPIRiT maps to complex images. CT becomes ``1 + HU / 1000`` within the
-    window, everything else is divided by the 99.8 % quantile of its bright part. Raises ValueError
-    for what is no image, for NaN and for a mixture of real and complex images, or of HU and other
-    units.
+    Images come from DICOM, NIfTI, NRRD and ISMRMRD images; from ``.npy`` arrays and ``images`` of
+    ``.npz``, ``(height, width)`` or ``(slices, height, width)``, real or complex; and from fully
+    sampled k-space, whose coils are combined by their ESPIRiT maps to complex images. ``unit`` says
+    ``HU`` or ``arbitrary`` of NIfTI, NRRD and arrays, which do not say. CT becomes
+    ``1 + HU / 1000`` within the window, everything else is divided by the 99.8 % quantile of its
+    bright part. Raises ValueError for what is no image, for files of another unit than ``unit``,
+    for NaN and for a mixture of real and complex images, or of HU and other units.
     """
     low, high = window_hu
     if not -1000 <= low < 0 < high:
         raise ValueError(f"window_hu wants -1000 <= low < 0 < high, got {window_hu}")
+    if unit not in (None, "HU", "arbitrary"):
+        raise ValueError(f"unit wants HU or arbitrary, got {unit!r}")
     if not folder.exists():
         raise FileNotFoundError(f"{folder} does not exist: want a folder of images, or one file")
     left_out = {path.resolve() for path in leave_out}
@@ -45,6 +47,9 @@ def read_stacks(folder: Path, *, unit: str | None = None,
     stacks = []
     for path in paths:
         stack = _stack(path, unit, window_hu)
+        if unit is not None and stack.in_hu != (unit == "HU"):
+            raise ValueError(f"{path.name} {'is' if stack.in_hu else 'is not'} in HU, but unit is "
+                             f"{unit!r}: leave --unit out, or leave that file out")
         pixel = "" if stack.spacing_mm is None else f", {stack.spacing_mm[2]:.3g} mm pixels"
         kind = "complex" if stack.values.is_complex() else "HU" if stack.in_hu else "real"
         say(f"{path.name}: {len(stack.values)} slice(s) of {stack.values.shape[1]} x "
@@ -88,6 +93,8 @@ def _is_dicom(path: Path) -> bool:
 def _stack(path: Path, unit: str | None, window_hu: tuple[float, float]) -> Stack:
     array = _array(path)
     if array is not None:
+        if unit == "HU":
+            return _hounsfield(array, None, path.name, window_hu)
         return Stack(_normalised(array, path.name), None, path.name)
     kind = datasets.recognise(path)
     found: Any = datasets.open(path, unit=unit if kind in WITHOUT_UNIT else None)
@@ -96,12 +103,19 @@ def _stack(path: Path, unit: str | None, window_hu: tuple[float, float]) -> Stac
     if isinstance(found, Scan):
         return Stack(_normalised(_combined(found), path.name), None, path.name)
     volume: Volume = found
-    _finite(volume.values, path.name)
     values, spacing = squared(volume.values, volume.spacing_mm)
     if volume.unit == "HU":
-        low, high = (1 + end / 1000 for end in window_hu)
-        return Stack((1 + values / 1000).clamp(low, high), spacing, path.name, in_hu=True)
+        return _hounsfield(values, spacing, path.name, window_hu)
     return Stack(_normalised(values, path.name), spacing, path.name)
+
+
+def _hounsfield(values: Tensor, spacing: tuple[float, float, float] | None, name: str,
+                window_hu: tuple[float, float]) -> Stack:
+    if values.is_complex():
+        raise ValueError(f"{name} is complex: HU are real, leave --unit out")
+    _finite(values, name)
+    low, high = (1 + end / 1000 for end in window_hu)
+    return Stack((1 + values / 1000).clamp(low, high), spacing, name, in_hu=True)
 
 
 def _array(path: Path) -> Tensor | None:

@@ -36,6 +36,7 @@ from recon.priors.training import (
 )
 from recon.simulate import multicoil_kspace
 from recon.training import Settings, read_stacks, train
+from recon.training.images import check_alike
 from tests.conftest import Ran
 
 TINY = Settings(crop=16, batch=2, widths=(4, 4, 4, 4), blocks=1, steps=12, every=4)
@@ -380,6 +381,32 @@ def test_it_reads_what_scanners_and_programs_write(tmp_path: Path) -> None:
     assert not arbitrary.in_hu
 
 
+def test_arrays_are_in_the_unit_that_is_said(tmp_path: Path) -> None:
+    hu = np.full((2, 20, 24), -1000, np.int16)
+    hu[:, 4:16, 4:12], hu[:, 4:16, 12:20], hu[0, 0, 0] = 0, 900, 3000
+    np.save(tmp_path / "a.npy", hu)
+    np.savez(tmp_path / "b.npz", images=hu[0].astype(np.float64))
+
+    def check(stacks: list[Stack]) -> None:
+        for stack in stacks:
+            assert stack.in_hu
+            assert sorted(set(stack.values.flatten().tolist())) == pytest.approx([0, 1, 1.9, 3])
+
+    check(read_stacks(tmp_path, unit="HU"))
+    for other in (None, "arbitrary"):
+        with pytest.raises(AssertionError):
+            check(read_stacks(tmp_path, unit=other))
+    np.save(tmp_path / "a.npy", hu.astype(np.complex64))
+    with pytest.raises(ValueError, match=r"a\.npy is complex: HU are real"):
+        read_stacks(tmp_path, unit="HU")
+
+
+def test_kinds_are_not_mixed() -> None:
+    values = torch.rand(1, 4, 4)
+    with pytest.raises(ValueError, match=r"b is in HU and a is not.*say so with --unit HU"):
+        check_alike([Stack(values, None, "a"), Stack(values, None, "b", in_hu=True)])
+
+
 def test_full_kspace_becomes_complex_images(tmp_path: Path) -> None:
     truth = torch.zeros(32, 32)
     truth[6:26, 8:24] = 1.0
@@ -419,6 +446,12 @@ def _two_units(folder: Path) -> None:
     datasets.write_nifti(folder / "c.nii.gz", torch.from_numpy(blobs()), affine)
 
 
+def _kspace(folder: Path) -> None:
+    truth = torch.ones(24, 20)
+    kspace = multicoil_kspace(truth, noise_std=1e-3, generator=torch.Generator().manual_seed(0))
+    np.savez(folder / "c.npz", kspace=kspace[None].numpy())
+
+
 def _nan(folder: Path) -> None:
     np.save(folder / "c.npy", np.full((20, 20), np.nan, np.float32))
 
@@ -455,7 +488,8 @@ def _nothing(folder: Path) -> None:
 @pytest.mark.parametrize(("spoil", "settings", "said"), [
     (_empty, TINY, "holds no files"),
     (_mixed, TINY, "c.npy is complex and a.npy is not"),
-    (_two_units, TINY._replace(unit="HU"), "c.nii.gz is in HU and a.npy is not"),
+    (_kspace, TINY._replace(unit="HU"), "c.npz is not in HU, but unit is 'HU'"),
+    (_nothing, TINY._replace(unit="mm"), "unit wants HU or arbitrary, got 'mm'"),
     (_nan, TINY, "c.npy holds NaN or infinity"),
     (_zero, TINY, "c.npy is all zero"),
     (_objects, TINY, "c.npy.*damaged, or no array of numbers"),
