@@ -60,7 +60,9 @@ class Training:
         The batch of a step, ``(batch, 1, height, width)``, by its number.
     about
         What the examples are made of, for instance names and options: JSON-like. A run in
-        ``folder`` that was begun with others is refused.
+        ``folder`` that was begun with others, or in another precision, is refused.
+    record
+        What is kept beside ``about`` and not compared: plain values and tensors.
     change
         Go on with other settings or images all the same; ``history`` says since when. The network
         stays what it is.
@@ -68,12 +70,15 @@ class Training:
 
     def __init__(self, folder: Path, recipe: Recipe, examples: Examples, *,
                  about: dict[str, Any], device: str = "cpu",
-                 precision: torch.dtype = torch.float32, change: bool = False) -> None:
+                 precision: torch.dtype = torch.float32, record: dict[str, Any] | None = None,
+                 change: bool = False) -> None:
         self.folder, self.recipe, self.examples = folder, recipe, examples
         self.about, self.device = about, torch.device(device)
+        self.record, self.precision = record or {}, str(precision).removeprefix("torch.")
         self.step = self.begun_at = 0
         self.history: list[dict[str, Any]] = []
-        """What was trained with before, each with the step it was left at."""
+        """What was trained with before, each with the step it was left at. States of older versions
+        have no ``precision`` and no ``record``."""
         kept = self._kept(change)
         self.sigma_data = kept["sigma_data"] if kept else rms(examples)
         torch.manual_seed(recipe.seed)  # of the first weights
@@ -159,13 +164,24 @@ class Training:
 
     def write(self) -> None:
         """Replace the state by today's, whole or not at all."""
-        state = {"recipe": self.recipe._asdict(), "about": self.about, "history": self.history,
-                 "step": self.step,
+        state = {**self._present(), "history": self.history,
                  "sigma_data": self.sigma_data, "network": self.network.state_dict(),
                  "average": self.average.state_dict(), "optimiser": self.optimiser.state_dict()}
         part = self.folder / (STATE + ".part")
         torch.save(state, part)
         part.replace(self.folder / STATE)
+
+    def parts(self) -> list[dict[str, Any]]:
+        """What each part of the steps was trained with, first to last: as ``history``, and the step
+        it began at as ``since``. Parts of no steps are left out."""
+        ends = [*self.history, self._present()]
+        begun = [0, *(part["step"] for part in self.history)]
+        return [{**part, "since": since} for since, part in zip(begun, ends, strict=True)
+                if part["step"] > since]
+
+    def _present(self) -> dict[str, Any]:
+        return {"step": self.step, "recipe": self.recipe._asdict(), "about": self.about,
+                "precision": self.precision, "record": self.record}
 
     def _kept(self, change: bool) -> dict[str, Any] | None:
         path = self.folder / STATE
@@ -186,14 +202,18 @@ class Training:
         theirs, mine = state["about"], self.about
         odd += [k for k in sorted(theirs.keys() | mine.keys())
                 if _plain(theirs.get(k)) != _plain(mine.get(k))]
+        if state.get("precision", self.precision) != self.precision:
+            odd.append("precision")
         if odd and (fixed or not change):
             raise ValueError(f"{self.folder.name} holds a run begun with other settings "
                              f"({', '.join(odd)}): give those, or another folder, or go on with "
                              "change=True")
+        if odd and state["step"] >= self.recipe.steps:
+            raise ValueError(f"{self.folder.name} holds a run of {state['step']} steps already: "
+                             f"none is left for other settings ({', '.join(odd)}): want more steps")
         self.history = list(state.get("history", []))
-        if odd:
-            self.history.append({"step": state["step"], "recipe": state["recipe"],
-                                 "about": state["about"]})
+        if odd or "precision" not in state:  # of an older version's steps it is not known
+            self.history.append({k: state[k] for k in self._present() if k in state})
         return state
 
 

@@ -2,7 +2,6 @@
 
 import functools
 import math
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,10 +11,12 @@ from torch import Tensor
 
 from recon import priors
 from recon.priors.training import Check, Look, Recipe, Stack, Training, batch, held_out_images
+from recon.priors.training.loop import STATE
 from recon.progress import Bar
-from recon.training.card import card_of, write_card
+from recon.training.card import card_of, counts, write_card
 from recon.training.images import WINDOW_HU, check_alike, read_stacks
 from recon.training.preview import write_preview
+from recon.training.seen import check_apart, check_never_seen, checksum, fingerprints
 
 
 class Settings(NamedTuple):
@@ -57,14 +58,17 @@ def train(folder: Path, out: Path, validate: Path, settings: Settings, *, name: 
     ``log.txt``, ``preview_STEP.png``, and at the end or after ``minutes`` ``NAME.safetensors`` for
     ``priors.load`` and its card ``NAME.md``; the name is the folder's where none is given. A run
     killed and started again ends with the very weights of one that was not. ``validate``, other
-    people's images, is never trained on. With ``change`` a run goes on with other settings or
-    images than it was begun with; the card then lists what came before.
+    people's images, is never trained on, nor was before a change. With ``change`` a run goes on
+    with other settings or images than it was begun with; the card then lists what came before.
 
     Raises
     ------
     ValueError
-        Settings out of range, images that do not go together, images smaller than a crop, or a run
-        in ``out`` begun with other settings or images. Before the first step.
+        Settings out of range, images that do not go together, images smaller than a crop, images
+        held out that are or were trained on, or a run in ``out`` begun with other settings or
+        images. Before the first step.
+    FileExistsError
+        ``out`` holds files of a run whose ``state.pt`` is gone.
     """
     check_settings(settings, minutes)
     if out.exists() and not out.is_dir():
@@ -72,6 +76,7 @@ def train(folder: Path, out: Path, validate: Path, settings: Settings, *, name: 
     name = name or out.resolve().name
     if not name or Path(name).name != name:
         raise ValueError(f"name wants the name of a file without its ending, got {name!r}")
+    check_folder(out, name)
     s = settings
     read = functools.partial(read_stacks, unit=s.unit, window_hu=s.window_hu, say=say)
     say("validation:")
@@ -79,17 +84,24 @@ def train(folder: Path, out: Path, validate: Path, settings: Settings, *, name: 
     say("training:")
     stacks = read(folder, leave_out=[validate])
     check_stacks(stacks, others, settings)
+    marks, apart = ({stack.name: fingerprints(stack) for stack in group}
+                    for group in (stacks, others))
+    check_apart(apart, marks)
     look = Look(s.crop, s.pixel_mm, s.thickness_mm, s.warp, s.recolour, s.phase, s.margin, s.air)
     is_complex = s.phase or stacks[0].values.is_complex()
     first, second, third, fourth = s.widths
     recipe = Recipe(is_complex, s.steps, (first, second, third, fourth), s.blocks, s.rate,
                     s.decay, s.seed)
-    about = {"train": {stack.name: fingerprint(stack) for stack in stacks}, "batch": s.batch,
+    about = {"train": {stack.name: checksum(stack) for stack in stacks}, "batch": s.batch,
              "look": look._asdict()}
+    record = {"trained_on": counts(stacks, s.subjects), "window_hu": s.window_hu,
+              "fingerprints": marks}
     held_out = held_out_images(others, phase=s.phase)
     out.mkdir(parents=True, exist_ok=True)
     training = Training(out, recipe, functools.partial(batch, stacks, look, s.batch, s.seed),
-                        about=about, device=s.device, precision=s.precision, change=change)
+                        about=about, device=s.device, precision=s.precision, record=record,
+                        change=change)
+    check_never_seen(others, apart, training.history)
     if training.step:
         say(f"going on from step {training.step}")
     say(f"{sum(p.numel() for p in training.network.parameters()):,} weights, images "
@@ -110,7 +122,8 @@ def train(folder: Path, out: Path, validate: Path, settings: Settings, *, name: 
         done = training.run(held_out, every=s.every, workers=s.workers, say=told, advance=advance,
                             seconds=math.inf if minutes is None else 60 * minutes)
     psnr = reached[0].psnr if reached else training.checked(held_out)
-    _preview(out, training.step, training, held_out, s)
+    if not (reached and training.step % s.previews == 0):  # else it is there
+        _preview(out, training.step, training, held_out, s)
     card = card_of(training, stacks, others, settings, psnr)
     path = out / f"{name}.safetensors"
     priors.save(path, training.average, sigma_data=training.sigma_data,
@@ -120,6 +133,18 @@ def train(folder: Path, out: Path, validate: Path, settings: Settings, *, name: 
     say(f"wrote {path}, {name}.md" + ("" if done else f"; {s.steps - training.step} steps are left:"
                                       " the same command goes on"))
     return path
+
+
+def check_folder(out: Path, name: str) -> None:
+    """Raise FileExistsError for what a run wrote whose state is gone: it would be replaced."""
+    if (out / STATE).exists():
+        return
+    written = [out / f"{name}.safetensors", out / f"{name}.md", out / "log.txt",
+               *sorted(out.glob("preview_*.png"))]
+    for path in written:
+        if path.exists():
+            raise FileExistsError(f"{path.name} in {out.resolve().name} is of another run, whose "
+                                  f"{STATE} is gone: choose another --out, or move its files away")
 
 
 def check_settings(s: Settings, minutes: float | None = None) -> None:
@@ -153,13 +178,8 @@ def check_settings(s: Settings, minutes: float | None = None) -> None:
 
 
 def check_stacks(stacks: Sequence[Stack], others: Sequence[Stack], s: Settings) -> None:
-    """Raise ValueError for images that do not go together, or are too small, or held out twice."""
+    """Raise ValueError for images that do not go together, or are too small."""
     check_alike([*stacks, *others])
-    same = {fingerprint(stack): stack.name for stack in stacks}
-    for other in others:
-        if fingerprint(other) in same:
-            raise ValueError(f"{other.name} is held out, but {same[fingerprint(other)]} of the "
-                             "training images is the same: validate on other people")
     if s.phase and stacks[0].values.is_complex():
         raise ValueError("the images are complex and have a phase of their own: leave --phase out")
     if s.phase and stacks[0].in_hu:
@@ -169,11 +189,6 @@ def check_stacks(stacks: Sequence[Stack], others: Sequence[Stack], s: Settings) 
     if min(height, width) < s.crop:
         raise ValueError(f"{small.name} has images of {height} x {width} pixels, smaller than "
                          f"crops of {s.crop}: want --crop {min(height, width)} or less")
-
-
-def fingerprint(stack: Stack) -> int:
-    """A checksum of the voxels."""
-    return zlib.crc32(stack.values.contiguous().numpy().tobytes())
 
 
 def _line(check: Check, steps: int, begun_at: int) -> str:
@@ -186,7 +201,5 @@ def _line(check: Check, steps: int, begun_at: int) -> str:
 
 def _preview(out: Path, step: int, training: Training, held_out: Sequence[Tensor],
              s: Settings) -> None:
-    path = out / f"preview_{step:06}.png"
-    if not path.exists():
-        write_preview(path, training.prior, held_out[0], side=s.crop, seed=s.seed,
-                      device=training.device)
+    write_preview(out / f"preview_{step:06}.png", training.prior, held_out[0], side=s.crop,
+                  seed=s.seed, device=training.device)

@@ -1,5 +1,6 @@
 """`recon train`: the same weights after a kill, what it learns, what it refuses, what it writes."""
 
+import contextlib
 import functools
 import json
 import math
@@ -37,6 +38,7 @@ from recon.priors.training import (
 from recon.simulate import multicoil_kspace
 from recon.training import Settings, read_stacks, train
 from recon.training.images import check_alike
+from recon.training.seen import APART, check_apart, fingerprints
 from tests.conftest import Ran
 
 TINY = Settings(crop=16, batch=2, widths=(4, 4, 4, 4), blocks=1, steps=12, every=4)
@@ -476,6 +478,11 @@ def _same_person(folder: Path) -> None:
     (folder.parent / "other.npy").write_bytes((folder / "a.npy").read_bytes())
 
 
+def _one_slice(folder: Path) -> None:  # of seven times the scale, lying on its side
+    np.save(folder.parent / "other.npy",
+            np.stack([blobs(1, (20, 24), seed=9)[0], 7 * blobs(seed=1)[2].T[::-1]]))
+
+
 def _empty(folder: Path) -> None:
     for path in folder.iterdir():
         path.unlink()
@@ -495,7 +502,8 @@ def _nothing(folder: Path) -> None:
     (_objects, TINY, "c.npy.*damaged, or no array of numbers"),
     (_four_axes, TINY, r"c.npy holds float32 of shape \(1, 3, 24, 20\)"),
     (_text, TINY, "c.txt.*of no known kind"),
-    (_same_person, TINY, "other.npy is held out, but a.npy of the training images is the same"),
+    (_same_person, TINY, "other.npy is held out, but its slice 0 is slice 0 of a.npy"),
+    (_one_slice, TINY, "other.npy is held out, but its slice 1 is slice 2 of b.npz"),
     (_nothing, TINY._replace(crop=21), "a.npy has images of 24 x 20 pixels, smaller than crops"),
     (_nothing, TINY._replace(crop=8), "crop wants at least 16"),
     (_nothing, TINY._replace(batch=0), "batch wants at least 1"),
@@ -552,9 +560,184 @@ def test_a_run_goes_on_with_other_settings_by_request_and_says_so(folder: Path,
     card = priors.card(path)
     assert [(past["until_step"], past["batch"], past["air"]) for past in card["before"]] == [
         (1, 2, 0.1)]
-    assert "Until step 1, with other images or with " in path.with_suffix(".md").read_text()
-    assert "air 0.1" in path.with_suffix(".md").read_text()
+    page = path.with_suffix(".md").read_text()
+    assert "Until step 1: the same images; float32; steps 40, air 0.1, batch 2." in page
     assert card["steps"] == 3
+    assert card["examples"] == 1 * 2 + 2 * 3
+    assert f"{card['examples']} examples, float32" in page
+
+
+def older(state: Path) -> None:
+    """Make a state one of the versions that kept neither precision nor what the card says."""
+    kept = torch.load(state, weights_only=True)
+    for part in (kept, *kept["history"]):
+        del part["precision"], part["record"]
+    torch.save(kept, state)
+
+
+def people(tmp_path: Path, *counts: int) -> list[Path]:
+    """Folders of one file each, of so many slices."""
+    found = []
+    for i, n in enumerate(counts):
+        folder = tmp_path / f"people{i}"
+        folder.mkdir()
+        np.save(folder / f"p{i}.npy", blobs(n, seed=20 + i))
+        found.append(folder)
+    return found
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_the_card_counts_all_that_was_trained_on(tmp_path: Path, old: bool) -> None:
+    a, b, c = people(tmp_path, 3, 5, 2)
+    run = functools.partial(train, out=tmp_path / "run", validate=c, change=True, say=quiet)
+    run(a, settings=TINY._replace(steps=4, subjects=2))
+    if old:
+        older(tmp_path / "run" / "state.pt")
+    path = run(b, settings=TINY._replace(steps=8, batch=5, list_files=True))
+    card, page = priors.card(path), path.with_suffix(".md").read_text()
+    assert card["trained_on"] == {"subjects": 1, "files": 1, "slices": 5, "names": ["p1.npy"]}
+    known = {"subjects": None, "slices": None} if old else {"subjects": 2, "slices": 3}
+    (before,) = card["before"]
+    assert before["trained_on"] == {"files": 1, "names": ["p0.npy"], **known}
+    assert (before["since_step"], before["until_step"], before["same_images"]) == (0, 4, False)
+    assert card["examples"] == 4 * 2 + 4 * 5
+    assert "Trained on 1 subject(s): 1 file(s), 5 slices since step 4; before, on what" in page
+    counted = ("unknown subject(s): 1 file(s), unknown slices (p0.npy); precision not kept; " if old
+               else "2 subject(s): 1 file(s), 3 slices (p0.npy); float32; ")
+    assert f"Until step 4: {counted}steps 4, batch 2." in page
+
+
+def test_another_precision_is_refused_and_told(folder: Path, tmp_path: Path) -> None:
+    run = functools.partial(train, folder, tmp_path / "run", tmp_path / "other.npy", say=quiet)
+    run(TINY, minutes=1e-9)
+    other = TINY._replace(precision=torch.bfloat16)
+    with pytest.raises(ValueError, match=r"other settings \(precision\)"):
+        run(other)
+    path = run(other, change=True)
+    assert priors.card(path)["precision"] == "bfloat16"
+    assert [past["precision"] for past in priors.card(path)["before"]] == ["float32"]
+    page = path.with_suffix(".md").read_text()
+    assert "Until step 1: the same images; float32; the same settings." in page
+    assert "24 examples, bfloat16" in page
+
+
+def test_a_run_of_an_older_version_goes_on_to_the_same_weights(folder: Path,
+                                                               tmp_path: Path) -> None:
+    settings = TINY._replace(steps=3)
+    run = functools.partial(train, folder, validate=tmp_path / "other.npy", settings=settings,
+                            name="prior", say=quiet)
+    run(out=tmp_path / "old", minutes=1e-9)
+    older(tmp_path / "old" / "state.pt")
+    with pytest.raises(ValueError, match=r"other settings \(batch\)"):
+        run(out=tmp_path / "old", settings=settings._replace(batch=3))
+    path = run(out=tmp_path / "old")
+    whole = run(out=tmp_path / "whole")
+    for name, weights in load_file(whole).items():
+        assert torch.equal(load_file(path)[name], weights)
+    card = priors.card(path)
+    assert card["precision"] == "float32"
+    assert [(past["until_step"], past["precision"]) for past in card["before"]] == [(1, None)]
+    assert "Until step 1: the same images; precision not kept; the same settings." in (
+        path.with_suffix(".md").read_text())
+    older(tmp_path / "whole" / "state.pt")  # it is done: nothing is known of any of its steps
+    card = priors.card(run(out=tmp_path / "whole"))
+    assert card["precision"] is None
+    assert "before" not in card
+    assert "precision not kept" in (tmp_path / "whole" / "prior.md").read_text()
+
+
+def test_a_finished_run_has_no_steps_for_other_settings(folder: Path, tmp_path: Path) -> None:
+    run = functools.partial(train, folder, tmp_path / "run", tmp_path / "other.npy", say=quiet)
+    path = run(TINY._replace(steps=4))
+    page = path.with_suffix(".md").read_text()
+    with pytest.raises(ValueError, match=r"of 4 steps already: none is left .*\(batch\)"):
+        run(TINY._replace(steps=4, batch=3), change=True)
+    assert path.with_suffix(".md").read_text() == page
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_who_was_trained_on_before_a_change_is_not_held_out(tmp_path: Path, old: bool) -> None:
+    a, b, c = people(tmp_path, 3, 3, 3)
+    run = functools.partial(train, out=tmp_path / "run", change=True, say=quiet)
+    run(a, validate=b, settings=TINY._replace(steps=2))
+    if old:
+        older(tmp_path / "run" / "state.pt")
+    for _ in range(2):  # at the change, and after it
+        with pytest.raises(ValueError, match=r"p0\.npy is held out, but .*p0\.npy, trained on "
+                                             "until step 2: validate on other people"):
+            run(b, validate=a, settings=TINY._replace(steps=6))
+        run(b, validate=c, settings=TINY._replace(steps=6), minutes=1e-9)
+
+
+def test_copies_are_found_whatever_their_scale_and_nobody_else() -> None:
+    """Smooth bodies like one another, and what rounding makes of a copy."""
+    noise = np.random.default_rng(0).standard_normal((12, 1, 8, 8)).astype(np.float32)
+    bodies = torch.nn.functional.interpolate(torch.from_numpy(noise), size=(96, 120),
+                                             mode="bicubic")[:, 0]
+    bodies = (0.5 + bodies).clamp(min=0)
+    bodies = torch.cat([bodies, 0.98 * bodies + 0.02 * bodies.roll(1, 0)])  # and neighbours
+    marks = fingerprints(Stack(bodies, None, "a"))
+
+    def apart(values: Tensor, of: Callable[[Stack], Tensor] = fingerprints) -> None:
+        check_apart({"b": of(Stack(values, None, "b"))}, {"a": of(Stack(bodies, None, "a"))})
+
+    copy = bodies[5:6]
+    copies = {"itself": copy, "times 7": copy * 7, "half": copy.half().float(),
+              "integers": (copy * 5000).round(), "offset": copy - 3, "across": copy.mT.flip(-1),
+              "phase": torch.polar(copy.abs(), torch.full_like(copy, 0.7))}
+    for values in copies.values():
+        with pytest.raises(ValueError, match="its slice 0 is slice 5 of a"):
+            apart(values)
+
+    def rounded(stack: Stack) -> Tensor:  # checksums of voxels rounded after normalisation
+        scaled = stack.values / torch.quantile(stack.values.flatten(1), 0.998, 1).view(-1, 1, 1)
+        voxels = (scaled * 2**12).round().flatten(1).double()
+        return (voxels @ torch.arange(1.0, 1 + voxels.shape[1], dtype=torch.float64))[:, None]
+
+    def missed(of: Callable[[Stack], Tensor]) -> int:
+        count = 0
+        for body in 7 * bodies:
+            with contextlib.suppress(ValueError):
+                apart(body[None], of)
+                count += 1
+        return count
+
+    assert missed(fingerprints) == 0
+    assert missed(rounded) > 0
+    between = (marks[:, None] - marks).abs().amax(-1)
+    assert between.fill_diagonal_(1).min() > 10 * APART
+    apart(torch.full((2, 96, 120), 0.7))  # a slice of one value is nobody's
+    check_apart({"b": fingerprints(Stack(torch.full((1, 8, 8), 0.7), None, "b"))},
+                {"a": fingerprints(Stack(torch.full((1, 8, 8), 0.7), None, "a"))})
+
+
+def test_what_a_run_wrote_is_not_replaced_once_its_state_is_gone(folder: Path,
+                                                                 tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run = functools.partial(train, folder, out, tmp_path / "other.npy", TINY, say=quiet)
+    path = run()
+    (out / "state.pt").unlink()
+    for left in ("run.safetensors", "run.md", "log.txt", "preview_000012.png"):
+        before = {p.name: p.read_bytes() for p in out.iterdir()}
+        with pytest.raises(FileExistsError, match=f"{left} in run is of another run, whose state"):
+            run()
+        assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+        (out / left).unlink()
+    (out / "notes.txt").write_text("not of a run")
+    assert run() == path
+
+
+def test_previews_are_of_the_weights_of_now(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    settings = TINY._replace(previews=4, steps=6)
+    training_of = functools.partial(train, folder, out, tmp_path / "other.npy", say=quiet)
+    training_of(settings, minutes=1e-9)
+    stale = [out / "preview_000004.png", out / "preview_000006.png"]
+    for path in stale:  # of a later state than the one that is there
+        path.write_bytes(b"stale")
+    training_of(settings)
+    assert all(len(path.read_bytes()) > 1000 for path in stale)
 
 
 def test_margins_grow_from_air_only() -> None:
