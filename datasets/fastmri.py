@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recon.datasets.attributes import of_the_acquisition, told
 from recon.datasets.errors import FormatError, StrPath
 from recon.datasets.hdf5 import check_attributes, dataset, has, opened, reading
 from recon.datasets.hdf5_heaps import check_one
@@ -26,9 +27,6 @@ from recon.datasets.scan import (
 )
 from recon.datasets.scan_header import HEADER, Header, parse_header
 
-PERSONAL = ("patient", "subject", "birth", "accession", "uid")
-"""An HDF5 attribute with one of these in its name is not handed on."""
-
 
 def read_fastmri(path: StrPath, slices: slice | None = None) -> Scan:
     """Read one fastMRI volume, multi-coil ``(slices, coils, H, W)`` or single-coil without coils.
@@ -38,8 +36,9 @@ def read_fastmri(path: StrPath, slices: slice | None = None) -> Scan:
     explain the zeros; rows of zeros are readout padding and count as measured. Columns that the
     header says were never acquired, and which are zero, are removed from the mask. ``crop`` is the
     reference's size, else the header's; where the k-space is narrower than that it is the square
-    ``(W, W)``. ``attributes`` are the file's without ``patient_id``, the sizes and pixels of its
-    header, and ``padding_left``, ``padding_right`` as fastMRI's own reader has them.
+    ``(W, W)``. ``attributes`` are those of the file that speak of the acquisition, by the list in
+    ``datasets.attributes``, the sizes and pixels of its header, and ``padding_left``,
+    ``padding_right`` as fastMRI's own reader has them.
 
     Raises
     ------
@@ -72,8 +71,7 @@ def read_fastmri(path: StrPath, slices: slice | None = None) -> Scan:
     crop = _crop(header, reference, size, notes)
     kspace = zero_outside(kspace, mask, notes)
     if notes:
-        own = [str(attributes["note"])] if "note" in attributes else []
-        attributes["note"] = "; ".join(own + notes)
+        attributes["note"] = "; ".join(notes)
     kind = "fastmri_multicoil" if multicoil else "fastmri_singlecoil"
     return Scan(kspace, mask, None, reference, crop, attributes, path.name, kind)
 
@@ -329,11 +327,8 @@ def _crop(header: Header, reference: Tensor | None, size: tuple[int, int],
 
 def _attributes(file: Any, header: Header, size: tuple[int, int],
                 notes: list[str]) -> Attributes:  # fmt: skip
-    personal = [key for key in file.attrs if any(word in key.lower() for word in PERSONAL)]
-    left_out = sorted(set(personal) - {"patient_id"})  # that one is in every file: no news
-    if left_out:
-        notes.append(f"left out, as they may name a patient: {', '.join(left_out)}")
-    found: Attributes = {k: _plain(v) for k, v in file.attrs.items() if k not in personal}
+    found: Attributes = {k: _plain(v) for k, v in file.attrs.items() if of_the_acquisition(k, v)}
+    notes += told(file.attrs.keys() - found.keys() - {"patient_id"})  # in every file: no news
     for name, matrix in (("encoded", header.encoded_size), ("recon", header.recon_size)):
         if matrix is not None:
             found.update({f"{name}_{axis}": n for axis, n in zip("xyz", matrix, strict=True)})

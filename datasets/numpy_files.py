@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recon.datasets.attributes import of_the_acquisition, told
 from recon.datasets.errors import FormatError, StrPath, read_head
 from recon.datasets.scan import (
     Attributes,
@@ -63,7 +64,8 @@ def read_npz(path: StrPath, slices: slice | None = None) -> Scan:
 
     ``kspace`` is as in :func:`read_npy`; ``mask`` is ``(W,)`` or ``(H, W)``; ``maps`` is
     ``(coils, H, W)`` or has slices in front; ``reference`` is ``(h, w)`` or ``(slices, h, w)``,
-    real. Single numbers and texts become attributes; other arrays are left out and noted.
+    real. Single numbers and texts that speak of the acquisition, by the list in
+    ``datasets.attributes``, become attributes; other arrays are left out and noted.
 
     Raises
     ------
@@ -73,7 +75,7 @@ def read_npz(path: StrPath, slices: slice | None = None) -> Scan:
     path = Path(path)
     attributes: Attributes = {}
     parts: dict[str, NDArray[Any]] = {}
-    ignored = []
+    ignored, unknown = [], []
     with _archive(path) as archive:
         names = _names(path, archive.files)
         for key in archive.files:
@@ -81,11 +83,14 @@ def read_npz(path: StrPath, slices: slice | None = None) -> Scan:
                 parts[names[key]] = _member(path, archive, key)
                 continue
             value = _member(path, archive, key)
-            if value.ndim == 0 and value.dtype.kind in "biufU":
+            if value.ndim or value.dtype.kind not in "biufU":
+                ignored.append(key)
+            elif of_the_acquisition(key, value):
                 attributes[key] = value.item()
             else:
-                ignored.append(key)
+                unknown.append(key)
     notes = [f"left out: {', '.join(ignored)}"] if ignored else []
+    notes += told(unknown)
     return _scan(path, parts, slices, "npz", attributes, notes)
 
 

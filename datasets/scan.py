@@ -34,8 +34,8 @@ class Scan(NamedTuple):
     crop: tuple[int, int] | None
     """``(h, w)`` of the finished image, cut from the middle by :func:`centre_crop`."""
     attributes: Attributes
-    """The file's own attributes, sizes from its header, and under ``note`` whatever the reader
-    inferred, cast or left out, sentences joined by ``"; "``."""
+    """The file's own on the acquisition, sizes from its header, and under ``note`` whatever the
+    reader inferred, cast or left out, sentences joined by ``"; "``."""
     name: str
     """Base name of the file with its suffix; fastMRI seeds its random masks with it."""
     kind: str

@@ -125,6 +125,7 @@ def check_as_fastmri(ours: Scan, theirs: tuple[Any, ...]) -> None:
         assert tuple(own.pop(f"{prefix}_{axis}") for axis in "xyz") == attributes.pop(kind)
     extra = {key for key in own if key.startswith("pixel_")} | {"note"}
     assert attributes.pop("patient_id") == "0" * 64
+    assert attributes.pop("source") in ours.attributes or "source" in str(ours.attributes["note"])
     assert {key: value for key, value in own.items() if key not in extra} == attributes
 
 
