@@ -2,24 +2,20 @@
 
 import hashlib
 import json
-import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-
-import recon
-from recon import datasets, priors
+from recon import datasets
 from recon.datasets import FormatError, Scan
 from recon.datasets.nrrd import data_file
 from recon.datasets.slices import Slices
-from recon.evaluation.settings import PRECISIONS, Sampling, Settings, needs_prior
+from recon.evaluation.identity import environment, prior_hash
+from recon.evaluation.settings import Sampling, Settings
 from recon.evaluation.subject import Subject, check_sampling, open_subject, samplings_of
 from recon.metrics.conventions import fastmri_maximum
 
-FORMAT = 1
+FORMAT = 2  # 1 knew a prior by its weights alone, and nothing of the program
 
 
 class File(NamedTuple):
@@ -181,27 +177,6 @@ def unchanged(path: Path, file: File) -> bool:
     return size == file.size and fingerprint(path)[2] == file.sha256
 
 
-def prior_hash(settings: Settings) -> str:
-    """SHA-256 of the weights, empty where no sampler needs a prior."""
-    if not any(map(needs_prior, settings.samplers)):
-        return ""
-    prior = priors.load(settings.prior, precision=PRECISIONS[settings.precision])
-    told = hashlib.sha256()
-    for name, value in sorted(prior.state_dict().items()):
-        told.update(name.encode() + value.contiguous().float().cpu().numpy().tobytes())
-    return told.hexdigest()
-
-
-def environment(settings: Settings) -> dict[str, str]:
-    """What else numbers depend on, to the last bit."""
-    device = settings.device
-    if device.startswith("cuda"):
-        device = f"{device}: {torch.cuda.get_device_name(device)}"
-    return {"recon": recon.__version__, "torch": torch.__version__, "numpy": np.__version__,
-            "python": platform.python_version(), "machine": platform.machine(), "device": device,
-            "vector instructions": torch.backends.cpu.get_cpu_capability()}
-
-
 def write_plan(path: Path, plan: Plan) -> None:
     """As JSON, whole or not at all."""
     with datasets.replacing(path, overwrite=True) as (part,):
@@ -222,7 +197,7 @@ def read_plan(path: Path) -> Plan:
     try:
         told = json.loads(path.read_text())
         if told["format"] != FORMAT:
-            raise ValueError(f"format {told['format']}")
+            raise ValueError(f"format {told['format']}, this one goes on with {FORMAT} alone")
         kept: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
                                 for key, value in told["settings"].items()}
         settings = Settings(**kept)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from recon import datasets
 from recon.evaluation.compute import Result, Worker
+from recon.evaluation.identity import prior_hash
 from recon.evaluation.live import Live
 from recon.evaluation.plan import (
     Cell,
@@ -16,7 +17,6 @@ from recon.evaluation.plan import (
     differences,
     make_plan,
     place_of,
-    prior_hash,
     read_plan,
     unchanged,
     write_plan,
@@ -120,8 +120,9 @@ def _planned(folder: Path, out: Path, settings: Settings, skip_bad: bool,
         raise ValueError(f"{out.name} holds an evaluation with other settings: "
                          f"{'; '.join(changed)}: choose another --out")
     if prior_hash(settings) != plan.prior_sha256:
-        raise ValueError(f"the weights of {settings.prior} have changed since {out.name} was "
-                         "begun: choose another --out")
+        raise ValueError(f"the prior {settings.prior} is not what it was when {out.name} was "
+                         "begun: its weights, what is said of them in it or beside it, or the "
+                         "packages it runs on have changed: choose another --out")
     for file in plan.files:
         if not unchanged(place_of(folder, file.name), file):
             raise datasets.FormatError.about(

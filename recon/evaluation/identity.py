@@ -1,0 +1,114 @@
+"""What numbers depend on besides settings and data: the prior, the code and its surroundings."""
+
+import functools
+import hashlib
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import recon
+from recon import datasets, operators, priors
+from recon.evaluation.settings import PRECISIONS, Settings, needs_prior
+from recon.priors import Prior
+
+
+def prior_hash(settings: Settings) -> str:
+    """SHA-256 of the prior, empty where no sampler needs one."""
+    if not any(map(needs_prior, settings.samplers)):
+        return ""
+    prior = priors.load(settings.prior, precision=PRECISIONS[settings.precision])
+    return hash_of(prior, _files(settings.prior))
+
+
+def _files(prior: str) -> list[Path]:
+    """A checkpoint and the JSON files that say what it means; of a folder the latter alone."""
+    path = Path(prior)
+    if prior in priors.SHIPPED:
+        return []  # its numbers and its weights say all
+    if path.is_dir():
+        beside = path.parent / "scheduler" / "scheduler_config.json"  # of a unet given alone
+        return [*sorted(path.rglob("*.json")), *([beside] if beside.is_file() else [])]
+    # ONNX may keep large weights beside the network, in a file that is called after it
+    more = sorted(p for p in path.parent.iterdir() if p.is_file() and p.name != path.name
+                  and (p.name == f"{path.name}.json"
+                       or (path.suffix == ".onnx" and p.name.startswith(path.name))))
+    return [path, *more]
+
+
+def hash_of(prior: Prior, read_from: Sequence[Path] = ()) -> str:
+    """SHA-256 of whatever decides what a prior computes, and of the files it was read from.
+
+    Weights alone do not: the same ones mean another denoiser where their units, their noise levels
+    or what they predict are others. Counted are the names and bits of all tensors, the classes of
+    all modules and the versions of the packages they are of, and the numbers and schedules of the
+    priors among them. The files' bytes hold what no object shows, such as an ONNX network.
+    """
+    told = hashlib.sha256()
+    for name, module in prior.named_modules():
+        told.update(f"\n{name}: {type(module).__qualname__}".encode())
+        if isinstance(module, Prior):
+            for part in _of_prior(module):
+                told.update(part)
+    for name, tensor in (*prior.named_parameters(), *prior.named_buffers()):
+        told.update(f"\n{name} ".encode() + _bits(tensor))
+    for package in sorted({type(one).__module__.partition(".")[0] for module in prior.modules()
+                           for one in (module, *vars(module).values())}):
+        told.update(f"\n{package} {getattr(sys.modules.get(package), '__version__', '')}".encode())
+    for path in read_from:
+        told.update(f"\n{path.name} ".encode())
+        with path.open("rb") as file:
+            told.update(hashlib.file_digest(file, "sha256").digest())
+    return told.hexdigest()
+
+
+def _of_prior(one: Any) -> Iterator[bytes]:
+    """The numbers of a prior, or of a schedule that it has; of other objects no more than that."""
+    for name, value in sorted(vars(one).items()):
+        if value is None or isinstance(value, bool | int | float | complex):
+            yield f"\n{name} = {value!r}".encode()
+        elif isinstance(value, Tensor):
+            yield f"\n{name} = ".encode() + _bits(value)
+        elif type(value).__module__.startswith("recon.priors") and not isinstance(value, nn.Module):
+            yield f"\n{name} = {type(value).__qualname__}".encode()
+            if hasattr(value, "__dict__"):
+                yield from _of_prior(value)
+
+
+def _bits(tensor: Tensor) -> bytes:
+    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    return f"{tensor.dtype} {tuple(tensor.shape)} ".encode() + flat.view(torch.uint8).numpy(
+        ).tobytes()
+
+
+@functools.cache  # once: what is loaded does not follow the files
+def source_hash() -> str:
+    """SHA-256 of the program itself: its version stays the same while it is worked on."""
+    found = {}
+    for package, room in ((recon, ""), (operators, "operators/"), (priors, "priors/"),
+                          (datasets, "datasets/")):
+        (folder, *_) = package.__path__  # in a checkout rooms lie behind links, installed inside
+        found |= {room + path.relative_to(folder).as_posix(): path
+                  for path in Path(folder).rglob("*.py")}
+    told = hashlib.sha256()
+    for name, path in sorted(found.items()):
+        told.update(name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return told.hexdigest()
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """What else numbers depend on, to the last bit."""
+    device = settings.device
+    if device.startswith("cuda"):
+        device = f"{device}: {torch.cuda.get_device_name(device)}"
+    used = {name: version(name) for name in ("scipy", "scikit-image", "PyWavelets")}
+    return {"recon": recon.__version__, "source code": source_hash()[:16],
+            "torch": torch.__version__, "numpy": np.__version__, **used,
+            "python": platform.python_version(), "machine": platform.machine(), "device": device,
+            "vector instructions": torch.backends.cpu.get_cpu_capability()}
