@@ -57,7 +57,7 @@ class DeepinvPrior(Prior):
                     x.dtype)
         if self._iterates:
             out = torch.cat([self._denoised(*item) for item in zip(
-                x.to(kind).split(1), sigma.to(kind).split(1), strict=True)])
+                torch.split(x.to(kind), 1), torch.split(sigma.to(kind), 1), strict=True)])
         else:
             out = self._denoised(x.to(kind), sigma.to(kind))
         if out.shape != x.shape:

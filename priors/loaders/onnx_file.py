@@ -10,9 +10,20 @@ from torch import Tensor, nn
 from recon.priors.base import Prior
 from recon.priors.errors import CheckpointError
 from recon.priors.loaders.declared import Declared, counted, wrapped
+from recon.priors.parameterisation import (
+    Flow,
+    Schedule,
+    VarianceExploding,
+    VariancePreserving,
+    _same,
+)
+from recon.space import Space
 
 LAYOUT = "an ONNX network"
 USES = ("schedule", "predicts")
+_KINDS = {"tensor(float16)": torch.float16, "tensor(float)": torch.float32,
+          "tensor(double)": torch.float64, "tensor(int32)": torch.int32,
+          "tensor(int64)": torch.int64}
 
 
 def build(path: Path, said: Declared) -> Prior:
@@ -31,15 +42,39 @@ def build(path: Path, said: Declared) -> Prior:
     if ranks not in ([4, 1], [4, 0]) or len(outputs[0].shape) != 4:
         raise CheckpointError(f"{name} takes {', '.join(f'{i.name} {i.shape}' for i in inputs)}: "
                               "want images (n, channels, height, width), then one time per item")
+    kinds = [_KINDS[i.type] for i in inputs if i.type in _KINDS]
+    if len(kinds) < 2 or not kinds[0].is_floating_point:
+        raise CheckpointError(f"{name} takes {', '.join(f'{i.name} {i.type}' for i in inputs)}: "
+                              "want images of floats, then times of floats or integers")
+    if not kinds[1].is_floating_point and not _counts(said.schedule):
+        raise CheckpointError(f"{name} is told the time in whole numbers, which those of this "
+                              f"{type(said.schedule).__name__} are not: pass a schedule= whose "
+                              "time= is the index it was trained with")
+    batches = {i.shape[0] for i in inputs if i.shape and isinstance(i.shape[0], int)}
+    if batches - {1}:
+        raise CheckpointError(f"{name} takes {max(batches)} images at a time: export it for one, "
+                              "or for any number (a dynamic first axis)")
     ends = [inputs[0].shape[1], outputs[0].shape[1]]
     channels = next((n for n in (ends[0], said.channels, ends[1]) if isinstance(n, int)), None)
     if channels is None:
         raise CheckpointError(f"{name} does not say how many channels its images have: pass "
                               "channels=")
     made = ends[1] if isinstance(ends[1], int) else channels
-    network = _Session(session, one_time=ranks[1] == 0)
-    return wrapped(network, counted(name, channels, made, said), said.predicts, said.schedule,
-                   said.max_batch)
+    network = _Session(session, kinds, each=ranks[1] == 0 or bool(batches), one_time=ranks[1] == 0)
+    prior = wrapped(network, counted(name, channels, made, said), said.predicts, said.schedule,
+                    said.max_batch)
+    sizes = inputs[0].shape[2:]
+    if all(isinstance(size, int) for size in sizes):  # as exported without dynamic axes
+        prior.space = Space((channels, *sizes))
+    return prior
+
+
+def _counts(schedule: Schedule) -> bool:
+    """Whether its times may be whole numbers: an index, or what a function makes of the level."""
+    if isinstance(schedule, VarianceExploding | Flow):
+        given = schedule.time if isinstance(schedule, VarianceExploding) else schedule.of_t
+        return given is not _same
+    return isinstance(schedule, VariancePreserving)
 
 
 def _session(path: Path) -> Any:
@@ -53,32 +88,21 @@ def _session(path: Path) -> Any:
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # of kinds that onnxruntime does not export
-        told = " ".join(str(error).replace(str(path), path.name).split())[:160]
+        told = _told(error).replace(str(path), path.name)
         raise CheckpointError(f"{path.name} is damaged or no ONNX file ({told}): export it again"
                               ) from error
+
+
+def _told(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
 
 
 class _Run(torch.autograd.Function):
     """Asking for a gradient is an error, never a zero."""
 
     @staticmethod
-    def forward(ctx: Any, session: Any, one_time: bool, x: Tensor,  # noqa: ARG004
-                time: Tensor) -> Tensor:
-        names = [i.name for i in session.get_inputs()]
-        kinds = [np.float16 if "float16" in i.type else np.float64 if "double" in i.type else
-                 np.int64 if "int64" in i.type else np.float32 for i in session.get_inputs()]
-        images, times = x.detach().cpu().numpy(), time.detach().cpu().numpy()
-        if kinds[1] == np.int64:
-            times = times.round()
-        if one_time:
-            made = [session.run(None, {names[0]: images[i : i + 1].astype(kinds[0]),
-                                       names[1]: np.asarray(times[i], kinds[1])})[0]
-                    for i in range(len(images))]
-            out = np.concatenate(made)
-        else:
-            out = session.run(None, {names[0]: images.astype(kinds[0]),
-                                     names[1]: times.astype(kinds[1])})[0]
-        return torch.from_numpy(out).to(x)
+    def forward(ctx: Any, network: "_Session", x: Tensor, time: Tensor) -> Tensor:  # noqa: ARG004
+        return network.made(x, time)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:  # noqa: ARG004
@@ -88,10 +112,30 @@ class _Run(torch.autograd.Function):
 
 
 class _Session(nn.Module):
-    def __init__(self, session: Any, one_time: bool) -> None:
+    """A session as a network: ``kinds`` are its inputs', ``each`` that it takes one at a time."""
+
+    def __init__(self, session: Any, kinds: list[torch.dtype], *, each: bool,
+                 one_time: bool) -> None:
         super().__init__()
-        self.session, self.one_time = session, one_time
+        self.session, self.kinds, self.each, self.one_time = session, kinds, each, one_time
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        out: Tensor = _Run.apply(self.session, self.one_time, x, time)
+        out: Tensor = _Run.apply(self, x, time)
         return out
+
+    def made(self, x: Tensor, time: Tensor) -> Tensor:
+        if not self.kinds[1].is_floating_point:
+            time = time.round()
+        size = 1 if self.each else len(x)
+        images = torch.split(x.detach().cpu().to(self.kinds[0]), size)
+        times = torch.split(time.detach().cpu().to(self.kinds[1]), size)
+        names = [i.name for i in self.session.get_inputs()]
+        try:
+            out = [self.session.run(None, {names[0]: z.numpy(),
+                                           names[1]: (t[0] if self.one_time else t).numpy()})[0]
+                   for z, t in zip(images, times, strict=True)]
+        except Exception as error:  # of kinds that onnxruntime does not export
+            raise ValueError(f"this prior's ONNX network refuses images of {tuple(x.shape)} "
+                             f"({_told(error)}): pad or crop them to what it was made for"
+                             ) from error
+        return torch.from_numpy(np.concatenate(out)).to(x)

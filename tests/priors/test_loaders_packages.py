@@ -16,6 +16,7 @@ from recon.priors import (
     CheckpointError,
     DeepinvPrior,
     Flow,
+    Interpolant,
     VarianceExploding,
     VariancePreserving,
     load,
@@ -339,20 +340,23 @@ def test_deepinv_networks_are_evaluated() -> None:
 
 # ---- ONNX
 
-def exported(path: Path, rank: int = 1, channels: int | str = 1) -> Path:
-    """A network ``z * w + time`` as a file."""
+def exported(path: Path, rank: int = 1, channels: int | str = 1, kind: str = "FLOAT",
+             images: list[Any] | None = None) -> Path:
+    """A network ``z * w + time`` as a file, told the time in numbers of a ``kind``."""
     from onnx import TensorProto, helper, numpy_helper, save
 
-    nodes = [helper.make_node("Mul", ["z", "w"], ["a"])]
+    nodes = [helper.make_node("Mul", ["z", "w"], ["a"]),
+             helper.make_node("Cast", ["time"], ["told"], to=TensorProto.FLOAT)]
     kept = [numpy_helper.from_array(np.array(0.25, np.float32), "w")]
     if rank:
-        nodes.append(helper.make_node("Reshape", ["time", "shape"], ["t"]))
+        nodes.append(helper.make_node("Reshape", ["told", "shape"], ["t"]))
         kept.append(numpy_helper.from_array(np.array([-1, 1, 1, 1], np.int64), "shape"))
-    nodes.append(helper.make_node("Add", ["a", "t" if rank else "time"], ["out"]))
-    images = ["n", channels, "h", "w_"]
+    nodes.append(helper.make_node("Add", ["a", "t" if rank else "told"], ["out"]))
+    images = images or ["n", channels, "h", "w_"]
     graph = helper.make_graph(
         nodes, "g", [helper.make_tensor_value_info("z", TensorProto.FLOAT, images),
-                     helper.make_tensor_value_info("time", TensorProto.FLOAT, ["n"] * rank)],
+                     helper.make_tensor_value_info("time", getattr(TensorProto, kind),
+                                                   images[:1] * rank)],
         [helper.make_tensor_value_info("out", TensorProto.FLOAT, images)], kept)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     save(model, path)
@@ -370,6 +374,55 @@ def test_onnx(rank: int, tmp_path: Path) -> None:
     x.requires_grad_()
     with pytest.raises(RuntimeError, match="an ONNX network, which has no gradients: use a"):
         torch.autograd.grad(prior(x, sigma).sum(), x)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_onnx_as_exported_without_dynamic_axes(rank: int, tmp_path: Path) -> None:
+    """Of one image of one size: items go one by one, other sizes are refused."""
+    path = exported(tmp_path / "x.onnx", rank, images=[1, 1, 8, 8])
+    prior = load(path, predicts="x0", schedule=Flow(), **IN_01)
+    x, sigma = noise(3, 1, 8, 8), torch.tensor([0.1, 0.5, 2.0])
+    t = (sigma / (1 + sigma)).view(-1, 1, 1, 1)
+    assert torch.allclose(prior(x, sigma), 0.25 * (1 - t) * x + t, atol=1e-6)
+    assert prior.space is not None
+    assert prior.space.shape == (1, 8, 8)
+    with pytest.raises(ValueError, match=r"want \(\*batch, 1, 8, 8\), got \(1, 1, 16, 16\)"):
+        prior(noise(1, 1, 16, 16), 0.1)
+    half = exported(tmp_path / "y.onnx", rank, images=["n", 1, 8, "w_"])
+    with pytest.raises(ValueError, match=r"ONNX network refuses images of .1, 1, 16, 16. "):
+        load(half, predicts="x0", schedule=Flow(), **IN_01)(noise(1, 1, 16, 16), 0.1)
+    with pytest.raises(CheckpointError, match="takes 4 images at a time: export it for one, or"):
+        load(exported(tmp_path / "z.onnx", images=[4, 1, 8, 8]), predicts="x0", schedule=Flow(),
+             **IN_01)
+
+
+@pytest.mark.parametrize("kind", ["INT64", "INT32", "DOUBLE", "FLOAT16"])
+def test_times_of_onnx(kind: str, tmp_path: Path) -> None:
+    """Whole numbers where the schedule has them; a flow's share of noise would become 0 or 1."""
+    path = exported(tmp_path / "x.onnx", kind=kind)
+    x, sigma = noise(3, 1, 8, 8), torch.tensor([0.1, 0.5, 2.0])
+    for schedule in (VariancePreserving.linear(), Flow(time=lambda t: 1000 * t)):
+        time = schedule.time(sigma).view(-1, 1, 1, 1)
+        told = time.round() if "INT" in kind else time
+        got = load(path, predicts="x0", schedule=schedule, **IN_01)(x, sigma)
+        want = 0.25 * schedule.scale(sigma).view(-1, 1, 1, 1) * x + told
+        assert torch.allclose(got, want, rtol=1e-3 if kind == "FLOAT16" else 1e-6, atol=1e-5)
+    for plan in (Flow(), VarianceExploding(0.01, 50.0),
+                 Interpolant(image=lambda t: 1 - t, noise=lambda t: t)):
+        words: dict[str, Any] = {"predicts": "x0", "schedule": plan, **IN_01}
+        if "INT" in kind:
+            with pytest.raises(CheckpointError, match=f"whole numbers, .* {type(plan).__name__} a"):
+                load(path, **words)
+        else:
+            t = plan.time(sigma).view(-1, 1, 1, 1)
+            want = 0.25 * plan.scale(sigma).view(-1, 1, 1, 1) * x + t
+            assert torch.allclose(load(path, **words)(x, sigma), want, atol=1e-3)
+    if kind == "INT64":
+        with pytest.raises(CheckpointError, match=r"tensor\(bool\): want images of floats, then"):
+            load(exported(tmp_path / "y.onnx", kind="BOOL"), predicts="x0", schedule=Flow(),
+                 **IN_01)
+    half = load(path, predicts="x0", schedule=VariancePreserving.linear(), **IN_01)
+    assert half(x.bfloat16(), 0.5).dtype == torch.bfloat16
 
 
 def test_refusals_of_onnx(tmp_path: Path) -> None:
