@@ -170,7 +170,8 @@ def settled(angles: Tensor, tolerance: float) -> Tensor:
     """``angles`` with those that are equal up to a flip or transposition made so to rounding.
 
     Single precision angles of equidistant views miss their symmetries by their rounding; moved by
-    no more than about ``tolerance``, they meet them.
+    no more than ``tolerance``, they meet them. Views so many that unequal ones lie closer than that
+    stay where they are: chains of neighbours say nothing of what is equal.
     """
     turn = (angles / (math.pi / 2)).floor()
     rest = angles - turn * (math.pi / 2)
@@ -179,9 +180,12 @@ def settled(angles: Tensor, tolerance: float) -> Tensor:
     ordered, order = folded.sort()
     first = torch.ones(len(folded), dtype=torch.bool)
     first[1:] = ordered.diff() > tolerance
-    value = ordered[first][first.cumsum(0) - 1]
-    value = torch.where(value <= tolerance, 0.0, value)
-    value = torch.where(value >= math.pi / 4 - tolerance, math.pi / 4, value)
+    label = first.cumsum(0) - 1
+    start = ordered[first][label]
+    end = ordered[torch.cat([first[1:], first.new_ones(1)])][label]
+    value = torch.where(end - start <= tolerance, start, ordered)
+    value = torch.where(ordered <= tolerance, 0.0, value)
+    value = torch.where(ordered >= math.pi / 4 - tolerance, math.pi / 4, value)
     kept = torch.empty_like(folded)
     kept[order] = value
     return turn * (math.pi / 2) + torch.where(mirrored, math.pi / 2 - kept, kept)

@@ -15,8 +15,9 @@ from torch.nn.functional import pad
 
 from recon.operators.base import LinearOperator
 from recon.operators.ct import FanBeamCT, ParallelBeamCT
+from recon.operators.ct.geometry import settled
 from recon.operators.ct.joseph import count_taps, joseph_rows
-from recon.operators.ct.planar import PlanarCT
+from recon.operators.ct.planar import PlanarCT, angles_of
 from recon.operators.ct.symmetry import Method
 from tests.operators.ellipses import (
     DISC,
@@ -349,6 +350,40 @@ def check_physical_units(make: Callable[[float], LinearOperator]) -> None:
     x = randn(1, 16, 16)
     close(make(1e3)(x), 1e3 * make(1.0)(x), 1e-6)
     close(make(1e-6)(x), 1e-6 * make(1.0)(x), 1e-6)
+
+
+def check_moves(settle: Callable[[Tensor, float], Tensor]) -> None:
+    """No view moves farther than its rounding, and equidistant ones meet their symmetries."""
+    for views in (180, 1000, 2000, 5000):  # the golden angle, over up to 1500 turns
+        angles, tolerance = angles_of("views", torch.arange(views) * 1.9416)
+        assert float((settle(angles, tolerance) - angles).abs().max()) <= 1.0001 * tolerance
+    angles, tolerance = angles_of("views", spread(180).float())
+    folded = settle(angles, tolerance).remainder(PI / 2)
+    folded = torch.minimum(folded, PI / 2 - folded).sort().values
+    assert int((folded.diff() > 1e-9).sum()) + 1 == 46  # every degree from 0 to 45
+
+
+def test_views_are_settled_to_their_rounding() -> None:
+    check_moves(settled)
+
+    def chained(angles: Tensor, tolerance: float) -> Tensor:
+        ordered, order = angles.remainder(PI / 2).sort()
+        first = torch.ones(len(ordered), dtype=torch.bool)
+        first[1:] = ordered.diff() > tolerance
+        value = ordered[first][first.cumsum(0) - 1]
+        return angles + torch.empty_like(value).scatter_(0, order, value - ordered)
+
+    for fault in (chained, lambda angles, _: angles):
+        with pytest.raises(AssertionError):
+            check_moves(fault)
+
+
+def test_many_turns_in_single_precision_are_as_exact_as_their_angles() -> None:
+    x = torch.rand(1, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    angles = torch.arange(3000) * 1.9416
+    got, want = (ParallelBeamCT(16, a, method="gather", dtype=torch.float64)(x)
+                 for a in (angles, angles.double()))
+    close(got, want, 1e-3)
 
 
 def test_pixel_size_scales_the_integrals() -> None:
