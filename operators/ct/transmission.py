@@ -20,6 +20,8 @@ def draw_transmission(line_integrals: Tensor, photons: Tensor | float, electroni
                       generator: torch.Generator | None = None) -> Tensor:
     """Counts behind an object: ``Poisson(photons exp(-line_integrals)) + electronic_std n``.
 
+    In float32, or float64 for such integrals: half precision does not hold numbers of photons.
+
     Parameters
     ----------
     line_integrals
@@ -31,7 +33,8 @@ def draw_transmission(line_integrals: Tensor, photons: Tensor | float, electroni
     """
     incident = _photons("draw_transmission", photons)
     _electronic("draw_transmission", electronic_std)
-    counts = draw_counts(incident.to(line_integrals) * (-line_integrals).exp(), generator)
+    lines = line_integrals.to(_precise(line_integrals))
+    counts = draw_counts(incident.to(lines) * (-lines).exp(), generator)
     if electronic_std:
         noise = torch.randn(counts.shape, generator=generator, dtype=counts.dtype,
                             device=counts.device if generator is None else generator.device)
@@ -51,7 +54,8 @@ def log_transform(counts: Tensor, photons: Tensor | float, electronic_std: float
     Parameters
     ----------
     counts
-        With the detector's background subtracted; may be negative where few photons arrive.
+        With the detector's background subtracted; may be negative where few photons arrive. Whole
+        numbers of any integer type are taken in float32.
     photons, electronic_std
         As of ``draw_transmission``.
     floor
@@ -64,9 +68,10 @@ def log_transform(counts: Tensor, photons: Tensor | float, electronic_std: float
         raise ValueError(f"log_transform: want a floor above 0, got {floor}")
     if not bool(torch.isfinite(counts).all()):
         raise ValueError(f"log_transform: want finite counts, got {_first_bad(counts)}")
-    seen = counts.clamp(min=floor)
-    return LineIntegralsOf((incident.to(counts) / seen).log(),
-                           (seen + electronic_std**2).sqrt() / seen)
+    seen = counts.to(_precise(counts)).clamp(min=floor)
+    kind = counts.dtype if counts.is_floating_point() else torch.float32
+    return LineIntegralsOf((incident.to(seen) / seen).log().to(kind),
+                           ((seen + electronic_std**2).sqrt() / seen).to(kind))
 
 
 def flat_field(raw: Tensor, flat: Tensor, dark: Tensor | float = 0.0) -> Tensor:
@@ -138,6 +143,11 @@ def _first_bad(values: Tensor) -> str:
     bad = ~torch.isfinite(values)
     first = tuple(int(i) for i in bad.nonzero()[0])
     return f"{float(values[first])} at {first} and {int(bad.sum()) - 1} others"
+
+
+def _precise(values: Tensor) -> torch.dtype:
+    """In which to compute: integers and half precision do not hold numbers of photons."""
+    return torch.float64 if values.dtype == torch.float64 else torch.float32
 
 
 def _photons(call: str, photons: Tensor | float) -> Tensor:

@@ -80,6 +80,38 @@ def test_starved_rays_stay_finite_and_count_little() -> None:
                           torch.tensor(40960.0).log())  # as LoDoPaB has it
 
 
+def check_kinds(method: Callable[..., tuple[Tensor, Tensor]]) -> None:
+    """Whatever type a detector delivers its counts in, they are the same counts."""
+    for kind in (torch.uint8, torch.int16, torch.uint16, torch.int32, torch.int64, torch.float16,
+                 torch.bfloat16, torch.float32):
+        counts = torch.tensor([0, 1, 50, 100, 250 if kind == torch.uint8 else 256]).to(kind)
+        for photons in (1234.7, 70_000.0, torch.tensor(70_000)):
+            found, want = (method(n, photons, 2.5) for n in (counts, counts.double()))
+            for got, right in zip(found, want, strict=True):
+                assert got.dtype == (kind if kind.is_floating_point else torch.float32)
+                rounding = max(2e-7, torch.finfo(got.dtype).eps)
+                assert torch.allclose(got.double(), right, rtol=rounding)
+
+
+def test_counts_of_any_type_are_the_same_counts() -> None:
+    check_kinds(log_transform)
+
+    def photons_as_counts(counts: Tensor, photons: Tensor | float, std: float) -> Any:
+        return log_transform(counts, torch.as_tensor(photons).to(counts.dtype).clamp(min=1), std)
+
+    def in_their_own(counts: Tensor, photons: Tensor | float, std: float) -> Any:
+        y, noise_std = log_transform(counts, photons, std)
+        return y.to(counts.dtype), noise_std.to(counts.dtype)
+
+    for fault in (photons_as_counts, in_their_own):
+        with pytest.raises(AssertionError):
+            check_kinds(fault)
+    for kind in (torch.int64, torch.float16):
+        line = torch.zeros(DRAWS, dtype=kind)
+        drawn = draw_transmission(line, 70_000.7, generator=seeded())
+        assert torch.equal(drawn, draw_transmission(line.float(), 70_000.7, generator=seeded()))
+
+
 def check_white(whiten: Callable[..., Any]) -> None:
     """Residuals of the truth have one spread, in every item, and the data keep their size."""
     A = ParallelBeamCT(12, torch.linspace(0, 3, 30), method="gather")
