@@ -17,6 +17,7 @@ from recon.datasets.scan import (
     Layout,
     Scan,
     acs_width,
+    check_complex,
     check_finite,
     infer_mask,
     select,
@@ -132,13 +133,7 @@ def fully_sampled(scan: Scan) -> bool:
 
 
 def _check_kspace(path: Path, data: Any) -> None:
-    if data.ndim > 2 and data.dtype.kind == "f" and data.shape[-1] == 2:
-        raise FormatError.about(
-            path,
-            f"shape {data.shape} of {data.dtype} looks like real and imaginary parts in the last "
-            "axis: write x[..., 0] + 1j * x[..., 1] instead",
-            "kspace",
-        )
+    check_complex(path, data)
     if data.ndim == 5:
         raise FormatError.about(
             path,
@@ -151,7 +146,7 @@ def _check_kspace(path: Path, data: Any) -> None:
         raise FormatError.about(path, problem, "kspace")
     if 0 in data.shape:
         raise FormatError.about(path, f"shape {data.shape} holds nothing", "kspace")
-    if data.dtype.kind not in "cf" and _parts(data.dtype) is None:
+    if data.dtype.kind != "c" and _parts(data.dtype) is None:
         names = data.dtype.names
         got = data.dtype if names is None else f"records {names}"
         raise FormatError.about(path, f"want complex64 values, got {got}", "kspace")

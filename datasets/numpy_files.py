@@ -19,6 +19,7 @@ from recon.datasets.scan import (
     Attributes,
     Layout,
     Scan,
+    check_complex,
     check_finite,
     infer_mask,
     select,
@@ -52,8 +53,8 @@ def read_npy(path: StrPath, slices: slice | None = None) -> Scan:
     Raises
     ------
     FormatError
-        The file is damaged, holds Python objects, has another shape, holds NaN or infinity, or
-        slices without a mask are undersampled differently.
+        The file is damaged, holds Python objects or real numbers, has another shape, holds NaN or
+        infinity, or slices without a mask are undersampled differently.
     """
     path = Path(path)
     return _scan(path, {"kspace": _load(path)}, slices, "npy", {}, [])
@@ -114,6 +115,7 @@ def layout_npz(path: StrPath) -> Layout:
 
 def _scan(path: Path, parts: dict[str, NDArray[Any]], slices: slice | None, kind: str,
           attributes: Attributes, notes: list[str]) -> Scan:  # fmt: skip
+    check_complex(path, parts["kspace"])
     array = _four(path, parts["kspace"])
     chosen = select(slices, len(array))
     kspace = to_complex64(path, "kspace", array[chosen], notes)

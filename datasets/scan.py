@@ -82,6 +82,27 @@ def select(slices: slice | None, count: int) -> slice:
     return chosen
 
 
+def check_complex(path: StrPath, kspace: Any) -> None:
+    """Refuse k-space of real numbers: images, or real and imaginary parts side by side."""
+    if kspace.dtype.kind != "f":
+        return
+    got = f"want complex values, got {kspace.dtype} of shape {kspace.shape}"
+    if kspace.shape[-1:] == (2,):
+        raise FormatError.about(
+            path,
+            f"{got}, which looks like real and imaginary parts in the last axis: write "
+            "x[..., 0] + 1j * x[..., 1] instead",
+            "kspace",
+        )
+    raise FormatError.about(
+        path,
+        f"{got}: an image is no k-space; where real and imaginary parts of the coils alternate in "
+        "the last axis (Calgary-Campinas), write np.moveaxis(x[..., ::2] + 1j * x[..., 1::2], -1, "
+        "1) instead",
+        "kspace",
+    )
+
+
 def to_complex64(path: StrPath, key: str, array: NDArray[Any], notes: list[str]) -> Tensor:
     """A fresh complex64 tensor of the same shape; a change of precision is written to ``notes``."""
     kind = array.dtype.kind

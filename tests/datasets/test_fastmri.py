@@ -475,9 +475,9 @@ def test_crop_rules(tmp_path: Path) -> None:
 # Values
 
 
-@pytest.mark.parametrize("dtype", [np.complex128, ">c8", ">c16", np.float64])
+@pytest.mark.parametrize("dtype", [np.complex128, ">c8", ">c16"])
 def test_other_precisions_are_cast(tmp_path: Path, dtype: Any) -> None:
-    kspace = noise(*SHAPE).real.numpy().astype(dtype)
+    kspace = noise(*SHAPE).numpy().astype(dtype)
     scan = datasets.open(save(tmp_path / "a.h5", kspace=kspace))
     assert scan.kspace.dtype == torch.complex64
     np.testing.assert_allclose(scan.kspace.numpy(), kspace, rtol=1e-6)
@@ -491,6 +491,8 @@ def test_other_precisions_are_cast(tmp_path: Path, dtype: Any) -> None:
         (np.zeros((3, 12, 10), [("real", "f4"), ("gain", "f4")]), r"records \('real', 'gain'\)"),
         (np.zeros((3, 12, 10, 2), np.float32), "real and imaginary parts in the last axis"),
         (np.zeros((3, 2, 12, 10, 2), np.float64), "real and imaginary parts in the last axis"),
+        (np.ones((4, 20, 18, 24), np.float32), "got float32 of shape .* \\(Calgary-Campinas\\)"),
+        (np.ones((3, 12, 10), np.float64), "want complex values, got float64"),
         (np.zeros((2, 3, 2, 12, 10), np.complex64), "5-d k-space .*averages in fastMRI prostate"),
         (np.zeros((12, 10), np.complex64), r"want \(slices, coils, H, W\)"),
         (np.zeros((0, 2, 12, 10), np.complex64), "holds nothing"),

@@ -108,6 +108,32 @@ def test_bad_npz(tmp_path: Path, arrays: dict[str, Any], match: str) -> None:
         datasets.open(tmp_path / "a.npz")
 
 
+@pytest.mark.parametrize("shape", [(64, 48), (3, 64, 48), (4, 6, 8, 24)])
+def test_real_numbers_are_no_kspace(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """An image saved as npy, and Calgary-Campinas' alternating parts, would both be transformed."""
+    real = np.random.default_rng(0).random(shape)
+    np.save(tmp_path / "a.npy", real)
+    np.savez(tmp_path / "a.npz", kspace=real.astype(np.float32))
+    for name, dtype in (("a.npy", "float64"), ("a.npz", "float32")):
+        for read in (datasets.open, datasets.describe):
+            with pytest.raises(FormatError, match=f"kspace: want complex values, got {dtype} of"):
+                read(tmp_path / name)
+    np.savez(tmp_path / "b.npz", kspace=K, maps=np.ones(K.shape, np.float32))  # these may be real
+    assert bool((datasets.open(tmp_path / "b.npz").maps == 1).all())
+
+
+def test_alternating_parts_as_the_error_says(tmp_path: Path) -> None:
+    """(slices, H, W, 2 coils): the line of the message gives (slices, coils, H, W)."""
+    kspace = noise(4, 12, 6, 8)
+    x = np.moveaxis(kspace.numpy(), 1, -1).copy().view(np.float32)
+    np.save(tmp_path / "a.npy", x)
+    with pytest.raises(FormatError) as told:
+        datasets.open(tmp_path / "a.npy")
+    line = str(told.value).split("write ")[1].removesuffix(" instead")
+    np.save(tmp_path / "b.npy", eval(line, {"np": np, "x": x}))
+    assert torch.equal(datasets.open(tmp_path / "b.npy").kspace, kspace)
+
+
 def test_damaged_numpy_files(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", K)
     whole = (tmp_path / "a.npy").read_bytes()
