@@ -1,5 +1,6 @@
 """From images in HU, or measured projections, to what a sampler needs."""
 
+import copy
 import functools
 import math
 
@@ -79,10 +80,14 @@ def chosen_views(projections: Projections, views: int | None) -> Projections:
 
 
 def operator_of(projections: Projections) -> LinearOperator:
-    """The projector of these measurements, without a channel of its own: ``(1, views, bins)``."""
+    """The projector of these measurements, without a channel of its own: ``(1, views, bins)``.
+
+    A new one each time, so that moving or loading one leaves the others; they share their weights.
+    """
     p = projections
-    return _projector(p.size, tuple(p.angles.tolist()), p.values.shape[-1], p.detector_offset,
+    kept = _projector(p.size, tuple(p.angles.tolist()), p.values.shape[-1], p.detector_offset,
                       p.pixel_mm, p.bin_mm)
+    return copy.deepcopy(kept, {id(weights): weights for weights in kept.buffers()})
 
 
 @functools.lru_cache(maxsize=4)  # weights take seconds, and the slices of a volume share them

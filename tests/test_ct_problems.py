@@ -79,6 +79,29 @@ def test_the_operator_is_near_the_simulation_and_not_equal() -> None:
     assert made.attributes["note"] == "told; projections were simulated: 24 views, noise 0"
 
 
+def check_alone(operator_of: Callable[[Projections], Any]) -> None:
+    """What is done to one operator of some projections leaves another as it was."""
+    made = ct.simulated_projections(volume(disc()), 12, noise_std=0.0)
+    one, other = operator_of(made), operator_of(made)
+    x = torch.rand(2, 1, *SIZE, generator=torch.Generator().manual_seed(0))
+    want = other(x)
+    one.load_state_dict(operator_of(made._replace(angles=made.angles + 0.3)).state_dict())
+    assert not torch.allclose(one(x), want, rtol=0.1)
+    operator_of(made).double()
+    assert torch.equal(other(x), want)
+    assert all(weights.dtype != torch.float64 for weights in other.buffers())
+
+
+def test_operators_are_alone_and_share_their_weights() -> None:
+    check_alone(ct.operator_of)
+    kept: dict[Any, Any] = {}
+    with pytest.raises(AssertionError):
+        check_alone(lambda p: kept.setdefault(float(p.angles[0]), ct.operator_of(p)))
+    made = ct.simulated_projections(volume(disc()), 12, noise_std=0.0)
+    places = [[weights.data_ptr() for weights in ct.operator_of(made).buffers()] for _ in range(2)]
+    assert places[0] == places[1]
+
+
 def test_noise_is_of_the_slice_and_is_found_again() -> None:
     stack = disc().expand(3, *SIZE).clone()
     made = ct.simulated_projections(volume(stack), 60, noise_std=0.03, seed=5)
