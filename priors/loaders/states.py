@@ -185,8 +185,9 @@ def inside(state: State) -> tuple[State, State]:
     told = {k: v for k, v in beside.items() if not _COUNTED.fullmatch(k)}
     for prefix in _AVERAGES:
         average = under(told, prefix)
-        if average.keys() == raw.keys():
-            return average, {k: v for k, v in told.items() if not k.startswith(prefix)}
+        left = raw.keys() - average.keys()
+        if average and average.keys() <= raw.keys() and all(map(_BUFFER.fullmatch, left)):
+            return raw | average, {k: v for k, v in told.items() if not k.startswith(prefix)}
     return raw, beside
 
 

@@ -396,6 +396,10 @@ def test_averages_beside_a_wrapped_network(prefix: str, tmp_path: Path) -> None:
     path = write(tmp_path / "edm.ckpt", held(edm_state(RAW), edm_state(EMA)))
     assert torch.allclose(load(path, **words)(x, sigma), after_edm(x, sigma, EMA), atol=1e-5)
     assert not torch.allclose(after_edm(x, sigma, RAW), after_edm(x, sigma, EMA), atol=1e-2)
+    bare = {k: v for k, v in edm_state(EMA).items() if not k.endswith("resample_filter")}
+    path = write(tmp_path / "bare.ckpt", held(edm_state(RAW), bare))
+    whole = write(tmp_path / "whole.pt", edm_state(RAW) | bare)
+    assert torch.equal(load(path, **words)(x, sigma), load(whole, **words)(x, sigma))
     betas = torch.linspace(1e-3, 0.05, 100)
     found = held(adm_state(RAW), adm_state(EMA))
     found["state_dict"] |= {"betas": betas, "alphas_cumprod": (1 - betas).cumprod(0)}
