@@ -15,7 +15,14 @@ from recon import ct, datasets, metrics, priors
 from recon.datasets import Projections, Scan, Volume
 from recon.mri import cropped, problem, undersampling, whitened
 from recon.operators import CartesianMRI, LinearOperator
-from recon.outputs import FORMATS, Origin, origin_of, results_of, write_result
+from recon.outputs import (
+    FORMATS,
+    Origin,
+    origin_of,
+    origin_of_projections,
+    results_of,
+    write_result,
+)
 from recon.problem import Problem
 from recon.reconstruct import Reconstruction, is_classical, reconstruct, sampler_named
 from recon.report import panels
@@ -137,7 +144,8 @@ def opened(path: Path, settings: Settings) -> Opened:
                          "--mask out")
     if isinstance(found, Projections):
         projections = ct.chosen_views(found, settings.views)
-        return Opened(projections, None, ct.operator_of(projections), settings.noise_std, Origin())
+        return Opened(projections, None, ct.operator_of(projections), settings.noise_std,
+                      origin_of_projections(projections))
     if (settings.mask is None) == (settings.views is None):
         raise ValueError(f"{path.name} holds images, not measurements: pass --views N to simulate "
                          "CT projections of them (images in HU), or --mask to simulate "

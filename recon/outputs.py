@@ -1,5 +1,6 @@
 """Results in the formats of those who asked: arrays, NIfTI, ISMRMRD images, derived DICOM."""
 
+import math
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,8 @@ from torch import Tensor
 
 import recon
 from recon import datasets
-from recon.datasets import Volume
+from recon.datasets import Projections, Volume
+from recon.datasets.scan import Attributes
 from recon.reconstruct import Reconstruction
 
 # For every format of ``recon reconstruct`` what is written, in the order of its importance.
@@ -35,7 +37,7 @@ class Origin(NamedTuple):
     modality: str = "MR"
 
 
-def origin_of(path: Path, volume: Volume | None, attributes: dict[str, Any], count: int,
+def origin_of(path: Path, volume: Volume | None, attributes: Attributes, count: int,
               first: int, series: str | None = None) -> Origin:
     """From images their geometry; k-space has only a pixel size, and its place is invented."""
     if volume is not None:
@@ -44,15 +46,30 @@ def origin_of(path: Path, volume: Volume | None, attributes: dict[str, Any], cou
             headers = datasets.source_headers(path, series)[first : first + count]
         modality = "CT" if volume.unit == "HU" else "MR"
         return Origin(volume.unit, volume.affine, headers, modality)
-    sides = [attributes.get(f"pixel_{axis}_mm") for axis in "xy"]
-    if not all(isinstance(side, float) and side > 0 for side in sides):
+    down, across = (_length(attributes, f"pixel_{axis}_mm") for axis in "xy")
+    if down is None or across is None:
         return Origin()
-    # slices, rows, columns to left, back, head
+    return Origin(affine=_stacked(attributes, down, across))
+
+
+def origin_of_projections(projections: Projections) -> Origin:
+    """CT of the pixel size that its operator has; its place is invented."""
+    side = projections.pixel_mm
+    return Origin("arbitrary", _stacked(projections.attributes, side, side), None, "CT")
+
+
+def _stacked(attributes: Attributes, down: float, across: float) -> Tensor:
+    """Slices, rows, columns to head, back and left; without a thickness 5 mm are invented."""
     affine = torch.zeros(4, 4, dtype=torch.float64)
-    affine[2, 0] = float(attributes.get("slice_mm", 5.0))
-    affine[1, 1], affine[0, 2] = float(sides[0]), float(sides[1])  # type: ignore[arg-type]
+    affine[2, 0] = _length(attributes, "slice_thickness_mm") or 5.0
+    affine[1, 1], affine[0, 2] = down, across
     affine[3, 3] = 1
-    return Origin(affine=affine)
+    return affine
+
+
+def _length(attributes: Attributes, key: str) -> float | None:
+    value = attributes.get(key)
+    return float(value) if isinstance(value, float | int) and 0 < value < math.inf else None
 
 
 def results_of(target: Path, kind: str) -> list[Path]:
