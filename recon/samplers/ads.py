@@ -22,6 +22,7 @@ from recon.integrators import DDIM, Integrator, Step, schedules
 from recon.integrators.base import Denoise
 from recon.noise import Source
 from recon.operators.base import LinearOperator, Operator
+from recon.operators.mri import Covariance, whiten
 from recon.priors import Prior
 from recon.samplers.base import sampler_with
 from recon.samplers.levels import begin, drive, scaled
@@ -38,7 +39,7 @@ class AdsStep(NamedTuple):
     sigma: Tensor
     x: Tensor
     x0: Tensor
-    y: Tensor  # (*batch, *operator.range.shape), zero where nothing is measured yet
+    y: Tensor  # (*batch, *operator.range.shape), as acquired, zero where nothing is measured yet
     mask: Tensor  # bool, the same shape
     order: Tensor  # int64 (*batch, acquired), candidates in the order of acquisition
     scores: Tensor  # (*batch, acquired - initial), the policy's score of each when chosen
@@ -62,8 +63,9 @@ def check_settings(*, budget: int, steps: int, window: tuple[int, int] | None,
 @sampler_with(check_settings, joint=True)
 def ads(acquire: Acquire, operator: Operator, prior: Prior, *, candidates: Tensor, budget: int,
         initial: Tensor | Sequence[int] = (), batch: tuple[int, ...] = (),
-        policy: Policy | None = None, noise_std: Tensor | float = 0.0, samples: int = 16,
-        steps: int = 50, window: tuple[int, int] | None = None, cg_iterations: int = 5,
+        policy: Policy | None = None, noise_std: Tensor | float | Covariance = 0.0,
+        samples: int = 16, steps: int = 50, window: tuple[int, int] | None = None,
+        cg_iterations: int = 5,
         gamma: float | None = None, guidance: Guidance | None = None,
         sigmas: Tensor | None = None, integrator: Integrator | None = None,
         generator: Source = None, start: AdsStep | None = None) -> Iterator[AdsStep]:
@@ -98,7 +100,9 @@ def ads(acquire: Acquire, operator: Operator, prior: Prior, *, candidates: Tenso
         the squared error. The paper's, ``MaximumEntropy``, cannot tell candidates of many numbers
         apart: see there.
     noise_std
-        Standard deviation of each real number of the measurement; one number or one per item.
+        Standard deviation of each real number of the measurement; one number or one per item. Of a
+        ``Covariance``, guidance and policy see whitened coils, the step holds them as acquired; a
+        candidate is then of all coils.
     window
         Steps ``[a, b)`` over which acquisitions are spread, exactly evenly; the first four fifths
         by default. Where there are more acquisitions than steps, some measure several candidates.
@@ -129,9 +133,14 @@ def ads(acquire: Acquire, operator: Operator, prior: Prior, *, candidates: Tenso
     labelled = Candidates(candidates, operator)
     y = operator.range.zeros(*batch, device=labelled.labels.device)
     linear = guidance is None
-    check_problem(y, operator, prior, noise_std, samples=samples, linear=linear)
+    by_coil = labelled.labels
+    if isinstance(noise_std, Covariance) and not bool((by_coil == by_coil[:1]).all()):
+        raise ValueError("candidates want one label for all coils where noise_std is a Covariance: "
+                         "coils that are not measured together can not be whitened")
+    white = _whitened(y, operator, noise_std)
+    check_problem(white.y, white.operator, prior, white.noise_std, samples=samples, linear=linear)
     first = _initial(initial, batch, labelled, budget)
-    gain = _gain(operator, labelled, y)
+    gain = _gain(white.operator, labelled, y)
     sigmas = scaled(schedules.vp(steps), prior) if sigmas is None else sigmas
     wanted, last = budget - first.shape[-1], len(sigmas) - 1
     if wanted and last < 2:
@@ -148,16 +157,18 @@ def ads(acquire: Acquire, operator: Operator, prior: Prior, *, candidates: Tenso
         held = Acquired(start.y, start.mask, start.order, start.scores)
         _check_resumed(held, first, due, start.index)
 
-    noise_std = check_problem(held.y, operator, prior, noise_std, linear=linear)
+    white = _whitened(held.y, operator, noise_std)
+    std = check_problem(white.y, white.operator, prior, white.noise_std, linear=linear)
     run = begin(held.y, batch, operator.domain, sigmas, samples=samples, generator=generator,
                 start=start and Step(*start[:4]))
     integrator = DDIM() if integrator is None else integrator
     while run.first < len(run.sigmas) - 1:
-        guided = guidance(held.y, operator.masked(held.mask), prior, noise_std)
+        white = _whitened(held.y, operator, noise_std)
+        guided = guidance(white.y, white.operator.masked(held.mask), prior, std)
         for step in drive(run, guided, integrator):
             k = due[step.index - 1]
             if k:
-                belief = Belief(step.x0, operator, labelled, noise_std=noise_std, noise=run.noise,
+                belief = Belief(step.x0, white.operator, labelled, noise_std=std, noise=run.noise,
                                 unresolved=gain * run.sigmas[step.index - 1])
                 chosen, scores = choose(policy, belief, labelled.taken(held.order), k)
                 held = held.joined(_asked(acquire, labelled, chosen, held.y), labelled.mask(chosen),
@@ -180,6 +191,21 @@ class Acquired(NamedTuple):
         return Acquired(torch.where(mask, y.to(self.y), self.y), self.mask | mask,
                         torch.cat([self.order, chosen], -1),
                         torch.cat([self.scores, scores.to(self.scores)], -1))
+
+
+class White(NamedTuple):
+    """What guidance and policy see."""
+
+    y: Tensor
+    operator: Operator
+    noise_std: Tensor | float
+
+
+def _whitened(y: Tensor, operator: Operator, noise_std: Tensor | float | Covariance) -> White:
+    """The coils mixed so that their noise is white, where a ``Covariance`` says that it is not."""
+    if isinstance(noise_std, Covariance):
+        return White(*whiten(y, operator, noise_std))
+    return White(y, operator, noise_std)
 
 
 def default_window(steps: int) -> tuple[int, int]:
@@ -245,12 +271,16 @@ def _initial(initial: Tensor | Sequence[int], batch: tuple[int, ...], labelled: 
 def _gain(operator: Operator, labelled: Candidates, y: Tensor) -> Tensor:
     """How much larger than white noise in the image it is in the measurement, per real number.
 
-    One number per item, over all that is labelled. Refuses candidates that the operator does not
-    measure: it must not hold a mask.
+    Less what is measured of an empty image. One number per item, over all that is labelled. Refuses
+    candidates that the operator does not measure: it must not hold a mask.
     """
     generator = torch.Generator(y.device).manual_seed(0)
-    x = operator.domain.randn(4, *operator.range.batch_of(y), generator=generator, device=y.device)
-    power = labelled.sums(operator(x).abs().square().mean(0))
+    batch, image = operator.range.batch_of(y), operator.domain.shape
+    x = operator.domain.randn(4, generator=generator, device=y.device)
+    # the same images for every item; both signs, as one of them alone may be clipped away
+    x = torch.cat([x, -x]).view(8, *(1,) * len(batch), *image).expand(8, *batch, *image)
+    gap = operator(x) - operator(torch.zeros_like(x[0]))
+    power = labelled.sums(gap.abs().square().mean(0))
     if not bool((power > 0).all()):
         at = int((power == 0).nonzero()[0, -1])
         raise ValueError(f"the operator measures nothing at candidate {at}: pass the forward model "

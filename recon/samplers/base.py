@@ -37,7 +37,8 @@ class Sampler(Generic[P, S]):
     last step, with whatever the sampler carries; the call returns its ``x0`` alone, ``(samples,
     *batch, channel, *spatial)``. ``joint`` says that the samples of one item are made together, so
     that they must not be split into chunks. ``noise_std`` may be a ``Covariance`` over the coils:
-    the method then runs on whitened measurements and their operator.
+    the method then runs on whitened measurements and their operator. One that is given a function
+    that measures whitens what it returns by itself.
     """
 
     def __init__(self, steps: Callable[P, Iterator[S]],
@@ -79,8 +80,9 @@ def _whitening(steps: Callable[P, Iterator[S]],
         if isinstance(settings.get("noise_std"), Covariance):
             given = signature.bind(*args, **settings).arguments
             y = next(iter(given))  # the first argument of every sampler
-            given[y], given["operator"], given["noise_std"] = whiten(
-                given[y], given["operator"], given["noise_std"])
+            if not callable(given[y]):
+                given[y], given["operator"], given["noise_std"] = whiten(
+                    given[y], given["operator"], given["noise_std"])
             call: Any = steps
             return call(**given)
         return steps(*args, **settings)

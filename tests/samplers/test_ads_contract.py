@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from recon.acquisition import (
+    Candidates,
     GaussianEntropy,
     MaximumEntropy,
     Policy,
@@ -16,13 +17,24 @@ from recon.acquisition import (
     Random,
     Selection,
     columns,
+    pixels,
 )
 from recon.integrators import DDIM, schedules
 from recon.integrators.base import Denoise
 from recon.noise import Noise, Source, per_draw
-from recon.operators import CartesianMRI, Operator
+from recon.operators import (
+    CartesianMRI,
+    Clipping,
+    Counts,
+    Identity,
+    Operator,
+    PhaseRetrieval,
+    Scale,
+    Space,
+)
 from recon.priors import Gaussian
 from recon.samplers import ads
+from recon.samplers.ads import _gain
 from recon.simulate import coil_maps
 
 F64, C64 = torch.float64, torch.complex64
@@ -139,11 +151,45 @@ def test_items_stand_alone(policy: Policy | None) -> None:
                       **given | {"noise_std": std[i]})
         assert one.order.tolist() == whole.order[i].tolist()
         assert relative(whole.x0[:, i], one.x0) < 1e-9
+        assert relative(whole.scores[i], one.scores) < 1e-6
         few = torch.tensor([[5, 6]]).repeat(4, 1)
         again = ads.run(Scan(y), A, prior.rescaled(scale), batch=(4,),
                         generator=per_draw(7, range(4), range(4)),
                         **given | {"noise_std": std, "initial": few})
         assert torch.equal(again.x0, whole.x0)
+
+
+S = Space((1, 8, 8), F64)
+GAINS: dict[str, tuple[Operator, Operator, float]] = {
+    "offset": (Counts(S, 2.0, 100.0), Scale(2.0, S), 1e-9),
+    "fourier": (CartesianMRI((8, 8)), Identity(Space((1, 8, 8), C64)), 1e-6),
+    "even": (PhaseRetrieval(S), Identity(S), 1e-6),  # |F x| has the power of x, and no odd part
+    "half": (Clipping(S, high=100.0), Scale(math.sqrt(0.5), S), 1e-6),
+}
+
+
+@pytest.mark.parametrize("name", GAINS)
+def test_gain(name: str) -> None:
+    """What an operator adds is no gain; no item knows of others; one pixel is a candidate too."""
+    A, B, within = GAINS[name]
+
+    def gains(A: Operator, *batch: int) -> Tensor:
+        return _gain(A, Candidates(pixels(A), A), A.range.zeros(*batch))
+
+    want = float(gains(B))
+    assert float(gains(A)) == pytest.approx(want, rel=within)
+    assert gains(A, 2, 3).shape == (2, 3)
+    torch.testing.assert_close(gains(A, 2, 3), gains(A).expand(2, 3))
+
+    def with_the_offset(A: Operator, *batch: int) -> Tensor:
+        x = A.domain.randn(4, *batch, generator=seeded())
+        return A(x).abs().square().mean((0, -3, -2, -1)).sqrt() / (
+            math.sqrt(2) if A.range.is_complex else 1)
+
+    if name == "offset":
+        assert float(with_the_offset(A)) > 10 * want
+    apart = with_the_offset(A, 3)
+    assert float(apart.amax() - apart.amin()) > 1e-3 * want
 
 
 @pytest.mark.parametrize("c", [1e-6, 1e6])

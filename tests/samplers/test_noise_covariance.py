@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from recon import reconstruct, samplers
+from recon.acquisition import Selection
 from recon.noise import per_draw
 from recon.operators import CartesianMRI, Operator
 from recon.operators.mri import Covariance, mix_coils, whiten
 from recon.priors import Gaussian
+from recon.samplers.ads import AdsStep
 
 C128 = torch.complex128
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -130,3 +132,54 @@ def test_acquisition_sees_whitened_lines() -> None:
              for data, operator, noise_std in ((y, full, covariance), (white, B, std))]
     torch.testing.assert_close(draws[0], draws[1])
     assert mix_coils(y, covariance.whitening).shape == white.shape
+
+
+def test_acquisition_keeps_lines_as_they_were_acquired() -> None:
+    """So that a step's measurements can be used with their covariance, or resumed."""
+    y, A, prior, covariance = problem()
+    full = CartesianMRI((4, 4), None, A.maps)
+    asked = list[Selection]()
+
+    def scanner(selection: Selection) -> Tensor:
+        asked.append(selection)
+        return torch.where(selection.mask, y, torch.nan)
+
+    given: dict[str, Any] = {"candidates": torch.arange(4), "initial": [0], "budget": 3,
+                             "steps": 6, "samples": 4, "noise_std": covariance}
+    steps = list(samplers.ads.steps(scanner, full, prior, **given,
+                                    generator=per_draw(1, range(4), range(1))))
+    for step in steps:
+        assert torch.equal(step.y, torch.where(step.mask, y, 0))
+
+    def finished(start: AdsStep, acquire: Any) -> AdsStep:
+        return samplers.ads.run(acquire, full, prior, start=start, **given,
+                                generator=per_draw(1, range(4), range(1)))
+
+    def check(lines: Tensor) -> None:
+        """Draws from what a step holds are those from what was acquired."""
+        first = per_draw(2, range(3), range(1))
+        found, want = (samplers.pigdm(of, full.masked(steps[-1].mask), prior, samples=3, steps=5,
+                                      noise_std=covariance, generator=sources)
+                       for of, sources in ((lines, first),
+                                           (torch.where(steps[-1].mask, y, 0),
+                                            per_draw(2, range(3), range(1)))))
+        torch.testing.assert_close(found, want)
+
+    check(steps[-1].y)
+    with pytest.raises(AssertionError):  # whitened twice
+        check(whiten(steps[-1].y, full, covariance)[0])
+    count = len(asked)
+    resumed = finished(steps[2], scanner)
+    assert torch.equal(resumed.order, steps[-1].order)
+    torch.testing.assert_close(resumed.x0, steps[-1].x0)
+    assert torch.equal(resumed.y, steps[-1].y)
+    assert sum(s.candidates.shape[-1] for s in asked[count:]) == 3 - steps[2].order.shape[-1]
+
+
+def test_coils_measured_apart_are_not_whitened() -> None:
+    y, A, prior, covariance = problem()
+    full = CartesianMRI((4, 4), None, A.maps)
+    by_coil = torch.arange(3).view(3, 1, 1)
+    with pytest.raises(ValueError, match="one label for all coils where noise_std is a Covariance"):
+        samplers.ads(lambda _: y, full, prior, candidates=by_coil, budget=2, noise_std=covariance)
+    samplers.ads(lambda _: y, full, prior, candidates=by_coil, budget=2, steps=4, samples=2)
