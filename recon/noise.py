@@ -1,6 +1,7 @@
 """White noise whose draws belong to items, not to batches."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
@@ -66,7 +67,8 @@ def per_draw(seed: int | Sequence[int], samples: range, items: range) -> list[to
 
     With a seed for each item, an item draws what it would draw as the first of its seed.
     """
-    pairs = [(seed, item) if isinstance(seed, int) else (seed[item], 0) for item in items]
+    pairs = [(int(seed), item) if isinstance(seed, int | Integral) else (int(seed[item]), 0)
+             for item in items]
     entropy = [(*pair, sample) for sample in samples for pair in pairs]
     seeds = [int(np.random.SeedSequence(e).generate_state(1)[0]) for e in entropy]
     return [torch.Generator().manual_seed(s) for s in seeds]

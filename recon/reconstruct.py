@@ -5,9 +5,12 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
+from operator import index
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -150,7 +153,7 @@ def reconstruct(y: Tensor, operator: Operator, prior: Prior | None = None, sampl
         raise ValueError(f"chunk wants at least 1 sample, or None, got {chunk}")
     seed = _checked_seed(seed, batch)
 
-    used = {"sampler": sampler, "samples": samples, "seed": seed, "noise_std": noise.tolist()}
+    used = {"sampler": sampler, "samples": int(samples), "seed": seed, "noise_std": noise.tolist()}
     used |= white
     used |= {name: _described(value) for name, value in chosen.items()}
     given: dict[str, Any] = {**chosen, "noise_std": noise}
@@ -162,6 +165,8 @@ def reconstruct(y: Tensor, operator: Operator, prior: Prior | None = None, sampl
         if unit.ndim and tuple(unit.shape) != batch:
             raise ValueError(f"scale wants one number or one per item {batch}, "
                              f"got {tuple(unit.shape)}")
+        if not isinstance(scale, Tensor | float | int):
+            scale = unit
         used["scale"] = unit.tolist()
         if codec is not None:  # latents have a unit of their own
             given["codec"] = codec.rescaled(scale) if _not_one(scale) else codec
@@ -229,6 +234,9 @@ def _settled(sampler: str, method: samplers.Sampler[Any, Any],
              settings: dict[str, Any]) -> dict[str, Any]:
     """All settings of a run: those given, then the sampler's own."""
     known = inspect.signature(method).parameters
+    if "acquire" in known:
+        raise TypeError(f"{sampler} measures as it goes, and here all is measured already: call "
+                        f"samplers.{sampler}")
     own = {name: p.default for name, p in known.items() if name not in _TAKEN}
     if unknown := sorted(settings.keys() - own.keys()):
         advice = (f": reconstruct draws by seed=, for {unknown[0]}= call samplers.{sampler}"
@@ -259,7 +267,11 @@ def data_scale(y: Tensor, operator: Operator) -> Tensor:
 
 
 def _checked_seed(seed: int | Sequence[int], batch: tuple[int, ...]) -> int | list[int]:
-    found = seed if isinstance(seed, int) else [int(one) for one in seed]
+    try:
+        found = int(seed) if isinstance(seed, int | Integral) else [index(one) for one in seed]
+    except TypeError:
+        raise TypeError("seed wants a whole number, or one for each item of the batch "
+                        f"{batch}, got {seed!r}") from None
     if isinstance(found, list) and len(found) != math.prod(batch):
         raise ValueError(f"seed wants one number, or one for each item of the batch {batch}, "
                          f"got {len(found)}")
@@ -271,9 +283,13 @@ def _checked_seed(seed: int | Sequence[int], batch: tuple[int, ...]) -> int | li
 def _described(value: Any) -> Any:
     """A setting as numbers and text, short enough for an attribute of a file."""
     if isinstance(value, Tensor):
-        short = value.numel() <= 1000
-        ends = f"{tuple(value.shape)}, {float(value.max()):g} to {float(value.min()):g}"
-        return value.tolist() if short else ends
+        if value.numel() <= 1000:
+            return value.tolist()
+        size = value.abs() if value.is_complex() else value
+        what = "magnitudes " if value.is_complex() else ""
+        return f"{tuple(value.shape)}, {what}{float(size.max()):g} to {float(size.min()):g}"
+    if isinstance(value, np.generic):
+        return value.item()
     if value is None or isinstance(value, bool | int | float | str):
         return value
     public = {k: v for k, v in getattr(value, "__dict__", {}).items() if not k.startswith("_")}
@@ -285,8 +301,8 @@ def _length(settings: dict[str, Any]) -> int | None:
     sigmas = settings.get("sigmas")
     if sigmas is not None:
         return len(sigmas) - 1
-    found: int | None = settings.get("steps", settings.get("iterations"))
-    return found
+    found = settings.get("steps", settings.get("iterations"))
+    return None if found is None else int(found)
 
 
 def _not_one(scale: Tensor | float) -> bool:

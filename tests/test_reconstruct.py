@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 import recon
-from recon import datasets
+from recon import datasets, samplers
 from recon.integrators import DDIM, Step, schedules
 from recon.noise import per_draw
 from recon.operators import CartesianMRI, Masking, Space
 from recon.priors import Codec, Gaussian, Prior
 from recon.reconstruct import RECOMMENDED, Reconstruction, data_scale, reconstruct
-from recon.samplers import dds, latent_dps, tv, wavelet
+from recon.samplers import Sampler, dds, latent_dps, red_diff, tv, wavelet
 
 Run = Callable[..., Reconstruction]
 
@@ -205,6 +205,72 @@ def test_settings_say_what_was_done() -> None:
     got = reconstruct(Y, A, PRIOR, noise_std=0.02, sigmas=long, cg_iterations=1)
     assert got.settings["sigmas"] == "(336, 3), 1 to 0"
     assert got.settings["steps"] == 335
+
+
+def test_settings_that_are_complex_images() -> None:
+    """As ``red_diff`` begins with: short ones by their numbers, long ones by their magnitudes."""
+    for n, told in ((8, None), (40, "(1, 40, 40), magnitudes 5 to 0")):
+        B, first = CartesianMRI((n, n)), torch.zeros(1, n, n, dtype=torch.complex64)
+        first[0, 1, 2] = torch.tensor(3 - 4j)
+        y, prior = B(first), smooth(n)
+        got = reconstruct(y, B, prior, "red_diff", noise_std=0.1, steps=3, initial=first)
+        assert got.settings["initial"] == (told or first.tolist())
+        want = red_diff(y, B, prior, noise_std=0.1, steps=3, initial=first,
+                        generator=per_draw(0, range(1), range(1)))
+        assert torch.equal(got.samples, want)
+
+
+def test_numbers_of_numpy() -> None:
+    """Seeds, counts and scales are what the same numbers of Python are."""
+    given: dict[str, Any] = {"noise_std": 0.02}
+    own = torch.tensor([1.0, 2.0, 3.0])
+    want = reconstruct(Y, A, PRIOR, samples=2, steps=4, seed=3, scale=own, **given)
+    scales: list[Any] = [own.numpy(), own.tolist()]
+    for scale in scales:
+        counts: dict[str, Any] = {"samples": np.int64(2), "steps": np.int64(4), "seed": np.int64(3)}
+        got = reconstruct(Y, A, PRIOR, scale=scale, **counts, **given)
+        assert torch.equal(got.samples, want.samples)
+        assert got.settings == want.settings
+        assert {type(got.settings[name]) for name in counts} == {int}
+    seeds = np.array([3, 1, 4])
+    each = reconstruct(Y, A, PRIOR, steps=4, seed=seeds, **given)  # type: ignore[arg-type]
+    assert each.settings["seed"] == [3, 1, 4]
+    assert torch.equal(each.samples, reconstruct(Y, A, PRIOR, steps=4, seed=[3, 1, 4],
+                                                 **given).samples)
+    one, other = (per_draw(seed, range(1), range(2))  # type: ignore[arg-type]
+                  for seed in (np.int32(5), 5))
+    assert [g.initial_seed() for g in one] == [g.initial_seed() for g in other]
+    wrong: Any
+    for wrong in (2.5, [1, 2.5, 3], None, torch.tensor(3)):
+        with pytest.raises(TypeError, match=r"seed wants a whole number, or one for each item"):
+            reconstruct(Y, A, PRIOR, seed=wrong, **given)
+
+
+def test_what_only_the_samplers_take_is_said() -> None:
+    with pytest.raises(ValueError, match="in reconstruct pass scale=, one number"):
+        reconstruct(Y, A, NORMALISED, "mbir", noise_std=0.02, steps=3, max_slices=2)
+    got = reconstruct(Y, A, NORMALISED, "mbir", noise_std=0.02, steps=3, max_slices=2, scale=1.5)
+    assert got.samples.shape == (1, *X.shape)
+    ways: list[dict[str, Any]] = [{}, {"acquire": lambda _: Y}]
+    for given in ways:
+        with pytest.raises(TypeError, match=r"ads measures as it goes.*call samplers\.ads"):
+            reconstruct(Y, A, PRIOR, "ads", candidates=torch.arange(16), budget=4, **given)
+
+
+@pytest.mark.parametrize("name", [n for n in samplers.__all__
+                                  if isinstance(getattr(samplers, n), Sampler)])
+def test_no_items_are_refused(name: str) -> None:
+    """By every sampler, before the transforms that want one say something of their own."""
+    method, full = getattr(samplers, name), CartesianMRI((16, 16))
+    own = {"weight": 1e-3} if name in ("tv", "wavelet") else {"prior": PRIOR}
+    if name == "ads":
+        with pytest.raises(ValueError, match=r"y hold no item, got \(0, 1, 16, 16\)"):
+            method(lambda _: Y[:0], full, candidates=torch.arange(16), budget=4, batch=(0,), **own)
+        return
+    with pytest.raises(ValueError, match=r"y hold no item, got \(0, 3, 16, 16\)"):
+        method(Y[:0], A, noise_std=0.02, **own)
+    with pytest.raises(ValueError, match=r"y hold no item, got \(0, 3, 16, 16\)"):
+        reconstruct(Y[:0], A, sampler=name, noise_std=0.02, **own)
 
 
 @pytest.mark.parametrize(("sampler", "method"), [("tv", tv), ("wavelet", wavelet)])

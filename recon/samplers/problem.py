@@ -30,6 +30,8 @@ def check_problem(y: Tensor, operator: Operator, prior: Prior | None, noise_std:
         raise TypeError(f"measurements y want a tensor, got {type(y).__name__}: use "
                         "torch.as_tensor")
     operator.range.check(y, "measurements y")
+    if not y.numel():
+        raise ValueError(f"measurements y hold no item, got {tuple(y.shape)}")
     if y.dtype.to_real() not in (torch.float32, torch.float64):
         single = "torch.complex64" if y.is_complex() else "torch.float32"
         raise TypeError(f"measurements y want single or double precision, got {y.dtype}: pass "

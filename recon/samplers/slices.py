@@ -34,7 +34,8 @@ def sliced_prior(prior: Prior, max_slices: int | None, device: Device) -> Denois
         return prior
     if max_slices is not None and torch.as_tensor(prior.scale).numel() > 1:
         raise ValueError("max_slices wants a prior of one scale, got one for each item: rescale it "
-                         "by one number for the volume, or leave max_slices out")
+                         "by one number for the volume, or leave max_slices out; in "
+                         "reconstruct pass scale=, one number")
     ndim = prior.item_ndim
     return lambda x, sigma: _by_slices(prior, max_slices, device, x, ndim, sigma)
 
