@@ -38,6 +38,10 @@ class Operator(nn.Module):
     A subclass writes ``forward`` for inputs ``(*batch, *domain.shape)``, with any number of
     leading dimensions, each item handled alone. Inputs are checked against the spaces before the
     subclass sees them. No noise is added here: an operator is deterministic.
+
+    ``items`` are the leading dimensions of what it holds for each item, such as masks or kernels of
+    their own: batches end in these. ``()`` where all items share it; None where a subclass does not
+    say, which costs each sampler one product to find out.
     """
 
     domain: Space
@@ -124,8 +128,9 @@ class LinearOperator(Operator):
         """``(A^H A + shift I)^-1 rhs`` for each item, by conjugate gradients from ``x0``.
 
         ``shift`` is one number, or one per item, ``(*batch,)``. Operators that know a closed form
-        use it and ignore the last three arguments. With ``shift`` 0 and a rank-deficient A, the
-        solution of least norm, if there is one.
+        use it and ignore the last two arguments, and many ``x0``. With ``shift`` 0 and a
+        rank-deficient A, the solution of least norm, if there is one, or the nearest to ``x0``
+        where it is used.
         """
         return self.solve_cg(rhs, shift, x0, max_iter, rtol).x
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from recon.operators.base import LinearOperator
+from recon.operators.closed_form import solved_by_modes
 from recon.space import Space
 
 REC_601 = (0.299, 0.587, 0.114)
@@ -46,13 +47,12 @@ class Greyscale(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         return self._weights(y) * y
 
-    def solve(self, rhs: Tensor, shift: Tensor | float,
-              x0: Tensor | None = None,  # noqa: ARG002 closed form
-              max_iter: int = 50, rtol: float = 1e-6) -> Tensor:  # noqa: ARG002
-        shift, gain = self.per_item(shift, rhs), self._weights(rhs).square().sum()
-        along = self.normal(rhs) / gain  # the part that grey images show
-        across = torch.where(shift == 0, 0, (rhs - along) / torch.where(shift == 0, 1, shift))
-        return along / (gain + shift) + across
+    def solve(self, rhs: Tensor, shift: Tensor | float, x0: Tensor | None = None,
+              max_iter: int = 50, rtol: float = 1e-6) -> Tensor:  # noqa: ARG002 closed form
+        gain = self._weights(rhs).square().sum()
+        # grey images show what is along the weights, with one gain
+        return solved_by_modes(rhs, self.per_item(shift, rhs), x0, gain, self.forward,
+                               lambda y: self.adjoint(y) / gain, len(self.domain.shape))
 
     def _weights(self, like: Tensor) -> Tensor:
         return self.weights.to(like.device, like.dtype.to_real())

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from recon.operators.base import LinearOperator
+from recon.operators.closed_form import solved_by_modes
 from recon.space import Space
 
 _RADIX = 4  # bits of the transform that one small matrix product does
@@ -73,13 +74,12 @@ class Hadamard(LinearOperator):
         z = y.new_zeros(*y.shape[:-1], n).index_copy(-1, self.rows, y)
         return self.transform_adjoint(z)
 
-    def solve(self, rhs: Tensor, shift: Tensor | float,
-              x0: Tensor | None = None,  # noqa: ARG002 closed form
-              max_iter: int = 50, rtol: float = 1e-6) -> Tensor:  # noqa: ARG002
-        shift = self.per_item(shift, rhs)
-        unseen = torch.where(shift == 0, 0, 1 / torch.where(shift == 0, 1, shift))
-        # A^H A is a projection: 1 / (1 + shift) where it sees, 1 / shift where it does not
-        return unseen * rhs + (1 / (1 + shift) - unseen) * self.normal(rhs)
+    def solve(self, rhs: Tensor, shift: Tensor | float, x0: Tensor | None = None,
+              max_iter: int = 50, rtol: float = 1e-6) -> Tensor:  # noqa: ARG002 closed form
+        # A^H A is a projection: its modes may stay images, and all have the gain 1
+        gain = rhs.new_ones((), dtype=rhs.dtype.to_real())
+        return solved_by_modes(rhs, self.per_item(shift, rhs), x0, gain, self.normal,
+                               lambda seen: seen, len(self.domain.shape))
 
     def transform(self, x: Tensor) -> Tensor:
         """All of ``H D x / sqrt(n)``, ``(*batch, channel, n)``: every pattern."""

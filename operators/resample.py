@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from recon.operators.base import LinearOperator
+from recon.operators.closed_form import solved_by_modes
 from recon.space import Space
 
 
@@ -99,17 +100,12 @@ class Downsampling(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         return along_each(y, self._cast("columns", y))
 
-    def solve(self, rhs: Tensor, shift: Tensor | float,
-              x0: Tensor | None = None,  # noqa: ARG002 closed form
-              max_iter: int = 50, rtol: float = 1e-6) -> Tensor:  # noqa: ARG002
-        shift = self.per_item(shift, rhs)
-        gain = self.gains(rhs).square()
-        # V diag(1 / (gain + shift)) V^T on what is seen, 1 / shift on the rest
-        unseen = torch.where(shift == 0, 0, 1 / torch.where(shift == 0, 1, shift))
-        total = gain + shift
-        seen = torch.where(total == 0, 0, 1 / torch.where(total == 0, 1, total)) - unseen
-        modes = along_each(rhs, self._cast("seen", rhs))
-        return unseen * rhs + along_each(seen * modes, self._cast("spread", rhs))
+    def solve(self, rhs: Tensor, shift: Tensor | float, x0: Tensor | None = None,
+              max_iter: int = 50, rtol: float = 1e-6) -> Tensor:  # noqa: ARG002 closed form
+        seen, spread = self._cast("seen", rhs), self._cast("spread", rhs)
+        return solved_by_modes(rhs, self.per_item(shift, rhs), x0, self.gains(rhs).square(),
+                               lambda x: along_each(x, seen), lambda m: along_each(m, spread),
+                               len(self.domain.shape))
 
     def gains(self, like: Tensor) -> Tensor:
         """Singular values, ``(1, *coarse)``: products of those of the axes."""
