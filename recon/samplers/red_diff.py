@@ -100,7 +100,8 @@ def red_diff(y: Tensor, operator: Operator, prior: Prior, *, noise_std: Tensor |
     initial
         First image, broadcast to the samples; by default ``A^+ y`` by ``cg_iterations`` steps of
         conjugate gradients, few since many blow up noise, and for a nonlinear operator the multiple
-        of ``J(0)^H y`` that fits best, which is 0 where that is: pass one for phase retrieval.
+        of ``J(0)^H (y - A(0))`` that fits best, A taken for affine: 0 where that is, so pass one
+        for phase retrieval.
     sigmas
         Noise levels in the units of ``y``'s image, falling to 0, ``(n,)`` or ``(n, *batch)``, in
         place of ``steps``; by default the linear VP levels times ``prior.scale``.
@@ -109,10 +110,10 @@ def red_diff(y: Tensor, operator: Operator, prior: Prior, *, noise_std: Tensor |
     start
         A saved step to go on from, with the settings and the generator's state it was saved at.
 
-    Departures from the released code: entries of ``y`` that no image reaches (masked ones) are not
-    counted in means, so that gathering and masking agree; Adam's epsilon is relative to the item;
-    its second moment is of complex magnitudes, halved, so that a global phase passes through; the
-    result is ``mu`` after the last step; no additional noise on ``mu`` (``s0 = 0``).
+    Departures from the released code: entries of ``y`` that are 0 and that no image reaches (masked
+    ones) are not counted, so that gathering and masking agree; Adam's epsilon is relative to the
+    item; its second moment is of complex magnitudes, halved, so that a global phase passes through;
+    the result is ``mu`` after the last step; no additional noise on ``mu`` (``s0 = 0``).
     """
     noise_std = check_problem(y, operator, prior, noise_std, samples=samples, linear=False)
     check_settings(steps=steps, lr=lr, prior_weight=prior_weight, data_weight=data_weight,
@@ -193,24 +194,35 @@ def direction(m: Tensor, v: Tensor, steps: int, item_ndim: int) -> Tensor:
 
 
 def first_image(y: Tensor, operator: Operator, cg_iterations: int) -> Tensor:
-    """``A^+ y``, or the multiple of ``J(0)^H y`` whose measurements come nearest to ``y``."""
+    """``A^+ y``, or the multiple of ``J(0)^H (y - A(0))`` whose measurements come nearest to ``y``.
+
+    Nearest where the operator is affine, for which it is taken.
+    """
     if isinstance(operator, LinearOperator):
         return operator.solve(operator.adjoint(y), 0.0, max_iter=cg_iterations)
     zero = operator.domain.zeros(*operator.range.batch_of(y), device=y.device)
-    pulled = operator.vjp(zero.to(_kind(y, operator)), y)
-    seen = operator(pulled)
+    zero = zero.to(_kind(y, operator))
+    background = operator(zero)  # dark counts, which no multiple of an image scales
+    left = y - background
+    pulled = operator.vjp(zero, left)
+    seen = operator(pulled) - background
     dims = tuple(range(-len(operator.range.shape), 0))
-    overlap, energy = (seen.conj() * y).real.sum(dims), seen.abs().square().sum(dims)
+    overlap, energy = (seen.conj() * left).real.sum(dims), seen.abs().square().sum(dims)
     factor = torch.where(energy > 0, overlap / torch.where(energy > 0, energy, 1), 0)
     return _per_item(factor, pulled, len(operator.domain.shape)) * pulled
 
 
 def numbers_measured(y: Tensor, operator: Operator) -> Tensor:
-    """Real numbers of each item of ``y`` that depend on the image, ``(*batch,)``, at least 1."""
+    """Real numbers measured of each item, ``(*batch,)``, at least 1.
+
+    Entries of ``y`` that are 0 and that noise and its negative leave at 0 were not measured.
+    """
     generator = torch.Generator().manual_seed(0)
     kind = _kind(y, operator)
     x = operator.domain.randn(generator=generator, dtype=kind).to(y.device)
-    seen = operator(x.expand(*operator.range.batch_of(y), *x.shape)) != 0
+    x = x.expand(*operator.range.batch_of(y), *x.shape)
+    # of an operator that is not linear, one sign alone may give zeros
+    seen = (y != 0) | (operator(x) != 0) | (operator(-x) != 0)
     count = seen.sum(tuple(range(-len(operator.range.shape), 0))).clamp(min=1)
     return (2 if operator.range.is_complex else 1) * count.to(y.dtype.to_real())
 

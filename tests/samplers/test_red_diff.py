@@ -14,10 +14,26 @@ from torch import Tensor
 
 from recon.integrators import schedules
 from recon.noise import Noise, per_draw
-from recon.operators import Identity, LinearOperator, Masking, Operator, Space, from_functions
+from recon.operators import (
+    Clipping,
+    Counts,
+    Identity,
+    LinearOperator,
+    Masking,
+    Operator,
+    Scale,
+    Space,
+    from_functions,
+)
 from recon.priors import Gaussian, Prior
 from recon.samplers import dps, red_diff
-from recon.samplers.red_diff import RedDiffStep, direction, first_image, objective
+from recon.samplers.red_diff import (
+    RedDiffStep,
+    direction,
+    first_image,
+    numbers_measured,
+    objective,
+)
 
 Method = Callable[..., Tensor]
 Cases = dict[str, tuple[LinearOperator, Gaussian]]
@@ -435,6 +451,59 @@ def test_nonlinear() -> None:
     (want,) = torch.autograd.grad((over.clamp(min=0).square() / 2 / 0.01).sum(), mu)
     with torch.no_grad():
         assert relative(g(mu, torch.tensor(1.0, dtype=F64), 0 * mu), want) < 1e-8
+
+
+def homogeneous(y: Tensor, A: Operator, cg_iterations: int) -> Tensor:  # noqa: ARG001
+    """The first image, ``A(c p)`` taken for ``c A(p)``: a background scales along."""
+    pulled = A.vjp(torch.zeros_like(y), y)
+    seen = A(pulled)
+    return (seen * y).sum((1, 2, 3), keepdim=True) / seen.square().sum((1, 2, 3), keepdim=True) * (
+        pulled)
+
+
+def test_background_is_no_part_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts of ``gain x + background`` give what ``gain x`` gives."""
+    _, prior, _ = image_problems()["denoising"]
+    space = Space((1, 16, 16))
+    y = 2 * prior.sample(2, seeded(1)) + 0.1 * noise(2, 1, 16, 16, seed=2)
+    settings: dict[str, Any] = {"noise_std": 0.1, "steps": 50}
+    want = red_diff(y, Scale(2.0, space), prior, generator=seeded(), **settings)
+
+    def check() -> None:
+        got = red_diff(y + 100, Counts(space, 2.0, 100.0), prior, generator=seeded(), **settings)
+        assert relative(got, want) < 1e-8
+
+    check()
+    monkeypatch.setattr(module, "first_image", homogeneous)
+    with pytest.raises(AssertionError):
+        check()
+
+
+def one_sign(y: Tensor, A: Operator) -> Tensor:
+    x = A.domain.randn(generator=seeded(), dtype=F64).expand(len(y), *A.domain.shape)
+    return (A(x) != 0).sum((1, 2, 3)).to(F64)
+
+
+def test_a_clipping_sensor_measures_every_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of noise lies below what it can say: the residual must not end at half the noise."""
+    space = Space((1, 8, 8))
+    prior = Gaussian(torch.full((1, 8, 8), 0.5, dtype=F64), variance=0.01)
+    A = Clipping(space)
+    y = A(prior.sample(8, seeded(1))) + 0.05 * noise(8, 1, 8, 8, seed=2)
+
+    def check() -> None:
+        mu = red_diff(y, A, prior, noise_std=0.05, generator=per_draw(0, range(1), range(8)))[0]
+        residual = (A(mu) - y).square().mean((1, 2, 3)).sqrt() / 0.05
+        assert float(residual.mean()) == pytest.approx(1, abs=0.05)
+
+    check()
+    kept = noise(1, 8, 8, seed=3) > 0  # what a mask leaves out does not count, where it holds 0
+    assert numbers_measured(A(y), A).tolist() == [64] * 8
+    masked = Masking(kept, space) @ A
+    assert numbers_measured(masked(y), masked).tolist() == [int(kept.sum())] * 8
+    monkeypatch.setattr(module, "numbers_measured", one_sign)
+    with pytest.raises(AssertionError):
+        check()
 
 
 def test_moments_resume() -> None:
