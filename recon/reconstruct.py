@@ -227,7 +227,8 @@ def sampler_named(name: str) -> samplers.Sampler[Any, Any]:
 
 def is_classical(method: samplers.Sampler[Any, Any]) -> bool:
     """Whether the sampler needs no prior, and so has one answer."""
-    return inspect.signature(method).parameters["prior"].default is None
+    prior = inspect.signature(method).parameters.get("prior")  # users may call theirs otherwise
+    return prior is not None and prior.default is None
 
 
 def _settled(sampler: str, method: samplers.Sampler[Any, Any],

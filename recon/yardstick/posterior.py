@@ -211,7 +211,8 @@ class _Runs:
 
     def _once(self, y: Tensor, samples: int, generator: Any) -> _Drawn:
         given = {"noise_std": self.problem.noise_std, "samples": samples, "generator": generator}
-        arguments = (y, self.operator, self.prior)
+        # a copy of y, for a sampler may write into it and misfits are of what was measured
+        arguments = (y.clone(), self.operator, self.prior)
         if not isinstance(self.sampler, Sampler):
             x, logs = self.sampler(*arguments, **given, **self.settings), None
         else:

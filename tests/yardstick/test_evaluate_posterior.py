@@ -13,6 +13,7 @@ from torch import Tensor
 import recon
 from recon import samplers
 from recon.guidance import denoise_with_pullback
+from recon.integrators import Step
 from recon.noise import Noise
 from recon.operators import LinearOperator
 from recon.priors import Gaussian, GaussianMixture, Prior
@@ -436,6 +437,44 @@ def test_a_function_may_take_batches() -> None:
     r = evaluate_posterior(batched, problem, samples=64, calibration=20, batched=True)
     assert calls == [(8, 1, 1, 3), (20, 1, 1, 3)]
     assert r.sliced_w2_ratio < 2
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_sampler_may_write_into_its_measurements(batched: bool) -> None:
+    """Misfits are of what was measured, not of what a sampler made of it."""
+    problem = problems.gaussian()
+    exact = toy(problem)
+
+    def scratching(y: Tensor, *given: Any, generator: Any, **settings: Any) -> Tensor:
+        draws = (torch.stack([exact(one, *given, generator=g, **settings)
+                              for one, g in zip(y, generator, strict=True)], 1) if batched else
+                 exact(y, *given, generator=generator, **settings))
+        y.mul_(0)
+        return draws
+
+    measured = problem.y.clone()
+    settings: dict[str, Any] = {"samples": 64, "seeds": 2, "calibration": 100}
+    wrote = evaluate_posterior(scratching, problem, batched=batched, **settings)
+    assert torch.equal(problem.y, measured)
+    kept = evaluate_posterior(exact, problem, **settings)
+    assert wrote.found.misfit == pytest.approx(kept.found.misfit, rel=1e-6)
+    assert wrote.fresh_misfit == pytest.approx(kept.fresh_misfit, rel=1e-6)
+
+
+def test_arguments_may_have_names_of_their_own() -> None:
+    """They are passed by position."""
+    problem = problems.gaussian()
+
+    @samplers.sampler
+    def mine(y: Tensor, A: LinearOperator, D: Prior, *, noise_std: Any,  # noqa: ARG001
+             samples: int, generator: Any) -> Iterator[Step]:  # noqa: ARG001
+        x = problem.posterior().sample(samples * len(y), seeded()).float()
+        x = x.view(samples, len(y), *A.domain.shape)
+        yield Step(1, torch.zeros(()), x, x)
+
+    found = evaluate_posterior(mine, problem, samples=16, seeds=2, calibration=0)
+    assert found.sampler == "mine"
+    assert found.found.mean_error < 1
 
 
 def test_calls_are_counted_per_draw() -> None:
