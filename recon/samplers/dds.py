@@ -42,7 +42,8 @@ def dds(y: Tensor, operator: LinearOperator, prior: Prior, *, noise_std: Tensor 
     noise_std
         Standard deviation of each real number of ``y``; one number or one per item.
     gamma
-        Weight of the data against the prediction, in units of ``1 / ||A||^2``; None takes
+        Weight of the data against the prediction, a plain number that counts as ``gamma ||A||^2``:
+        what is ``gamma`` for ``A`` is ``gamma / c^2`` for ``c A``. None takes
         ``sigma^2 / noise_std^2`` (noiseless data: infinity). The released scripts use 1.
     eta, rule
         Share of fresh noise: ``"ddim"`` is DDIM's, ``"released"`` that of the published code.

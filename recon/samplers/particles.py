@@ -164,7 +164,7 @@ def past_the_noise(steps: int, y: Tensor, operator: Operator, prior: Prior,
     if isinstance(operator, LinearOperator):
         gain = squared_norm(operator, operator.adjoint(y)).double().sqrt()
         low = torch.where(gain > 0, low / torch.where(gain > 0, gain, 1), torch.inf)
-    low = torch.minimum(torch.maximum(low, prior.sigma_min * scale), 0.01 * scale)
+    low = torch.maximum(torch.minimum(low, 0.01 * scale), prior.sigma_min * scale)
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64, device=y.device)
     ramp = ramp.view(-1, *(1,) * low.ndim)
     top, bottom = high ** (1 / 7), low ** (1 / 7)

@@ -141,7 +141,10 @@ def test_callback(cases: Cases) -> None:
 
 @pytest.mark.parametrize("steps", [1, 7])
 def test_calls_are_counted(cases: Cases, steps: int) -> None:
-    """T11: a network call a level; a normal operator a CG step and one for its residual."""
+    """T11: a network call a level; a normal operator a CG step and one for its residual.
+
+    One product of functions, of which nothing is known, shows whether they are of single items.
+    """
     A, prior = cases["coils"][0], single(cases["coils"][1])
     calls = {"forward": 0, "adjoint": 0, "network": 0}
 
@@ -162,7 +165,7 @@ def test_calls_are_counted(cases: Cases, steps: int) -> None:
     prior.register_forward_pre_hook(called)
     y = measured(A, prior).requires_grad_()
     got = dds(y, B, prior, noise_std=1e-3, steps=steps, cg_iterations=3, generator=seeded())
-    assert calls == {"forward": 4 * steps, "adjoint": 4 * steps + 1, "network": steps}
+    assert calls == {"forward": 4 * steps + 1, "adjoint": 4 * steps + 1, "network": steps}
     assert not any(grads)
     assert not got.requires_grad
     assert got.grad_fn is None
@@ -198,6 +201,20 @@ def test_weight_in_double_precision() -> None:
     got = move(prior, torch.tensor(1.0))
     assert float(got[0, 0, 0]) == pytest.approx(3 / 1.3, rel=1e-14)
     assert math.isfinite(float(got.sum()))
+
+
+@ALL
+def test_weight_is_of_the_operators_square(cases: Cases, case: str) -> None:
+    """``gamma`` is a number, not one in units of the operator: ``gamma / c^2`` for ``c A``."""
+    A, prior = cases[case]
+    y = A(prior.sample(2, seeded(5)))
+    y = y + 0.1 * noise(*y.shape, seed=6, dtype=y.dtype)
+    settings: dict[str, Any] = {"steps": 10, "samples": 2, "cg_iterations": 20}
+    want = dds(y, A, prior, noise_std=0.1, gamma=0.05, generator=seeded(), **settings)
+    got = dds(10 * y, 10 * A, prior, noise_std=1.0, gamma=5e-4, generator=seeded(), **settings)
+    assert relative(got, want) < 1e-9
+    same = dds(10 * y, 10 * A, prior, noise_std=1.0, gamma=0.05, generator=seeded(), **settings)
+    assert relative(same, want) > 1e-3
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="wants a GPU")

@@ -9,8 +9,18 @@ from torch import Tensor
 
 from recon.integrators import schedules
 from recon.noise import Noise
+from recon.operators import Identity, Space
+from recon.priors import Gaussian
 from recon.samplers.levels import Run
-from recon.samplers.particles import Particles, effective, moved, newborn, systematic, taken
+from recon.samplers.particles import (
+    Particles,
+    effective,
+    moved,
+    newborn,
+    past_the_noise,
+    systematic,
+    taken,
+)
 
 F64 = torch.float64
 Resample = Callable[[Tensor, Tensor], Tensor]
@@ -129,3 +139,15 @@ def test_the_last_step() -> None:
     kin = old._replace(ancestors=0 * old.ancestors)
     with pytest.warns(UserWarning, match="hang on fewer than two particles, .* or by descent"):
         step(kin, run, weights, below=0.5)
+
+
+@pytest.mark.parametrize(("std", "sigma_min", "last"), [
+    (0.001, 0.0, 3e-4), (1.0, 0.0, 0.01), (0.001, 0.002, 0.002), (1.0, 0.002, 0.01),
+    (0.001, 0.03, 0.03), (1.0, 0.03, 0.03)])
+def test_levels_end_past_the_noise_but_where_the_prior_is_trained(std: float, sigma_min: float,
+                                                                  last: float) -> None:
+    prior = Gaussian(torch.zeros(1, 2, 3, dtype=F64), variance=1.0)
+    prior.sigma_min, prior.sigma_max = sigma_min, 50.0
+    y = torch.zeros(1, 2, 3, dtype=F64)
+    levels = past_the_noise(4, y, Identity(Space((1, 2, 3))), prior, torch.tensor(std))
+    assert levels[[0, -2, -1]].tolist() == pytest.approx([50.0, last, 0.0], rel=1e-6)
