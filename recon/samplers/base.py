@@ -57,6 +57,10 @@ class Sampler(Generic[P, S]):
                  **settings: Any) -> Tensor:
         return self.run(*args, callback=callback, **settings).x0
 
+    def __reduce__(self) -> str:
+        # by its module and name, as functions are: __wrapped__ has the same and is not found there
+        return str(vars(self)["__qualname__"])
+
     def run(self, *args: Any, callback: Callable[[S], None] | None = None, **settings: Any) -> S:
         """All steps; the last one."""
         last: S | None = None

@@ -4,6 +4,7 @@
 ``mu = ||y - A x||^2 / (2 s^2)``. A kernel is an object whose ``along(path)`` returns the step.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
@@ -127,7 +128,7 @@ def local_gain(operator: Operator, y: Tensor, size: Tensor, probes: int = 4) -> 
     for _ in range(6):
         v = v / torch.linalg.vector_norm(v, dim=dims, keepdim=True).clamp(
             min=torch.finfo(y.dtype.to_real()).tiny)
-        step = 1e-2 * size * z[0].numel() ** 0.5
+        step = 1e-2 * size * math.prod(space.shape) ** 0.5  # of one item, whatever the batch
         v = operator.vjp(x, (operator(x + step * v) - operator(x - step * v)) / (2 * step))
         most = torch.linalg.vector_norm(v, dim=dims).amax(0)
     return most.double()

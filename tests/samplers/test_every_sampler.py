@@ -7,6 +7,7 @@ otherwise: a rounding that flips a resampling is not what is looked for here.
 
 import gc
 import inspect
+import pickle
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -19,9 +20,17 @@ import recon
 from recon import noise, samplers
 from recon.integrators import Step
 from recon.noise import per_draw
-from recon.operators import CartesianMRI, LinearOperator, Operator, from_nonlinear
+from recon.operators import (
+    CartesianMRI,
+    LinearOperator,
+    Operator,
+    PhaseRetrieval,
+    Space,
+    from_nonlinear,
+    random_phases,
+)
 from recon.priors import Gaussian, Prior
-from recon.samplers import AnnealedSde, Langevin
+from recon.samplers import AnnealedSde, Langevin, kernels
 
 Method = Any  # a Sampler, what adapts one, or a plain function
 Cases = dict[str, tuple[LinearOperator, Gaussian]]
@@ -134,7 +143,7 @@ def relative(got: Tensor, want: Tensor) -> float:
     return float((got - want).abs().max()) / (size or 1.0)
 
 
-def measured(A: LinearOperator, prior: Gaussian, batch: int, seed: int = 5) -> Tensor:
+def measured(A: Operator, prior: Gaussian, batch: int, seed: int = 5) -> Tensor:
     x = prior.sample(batch, seeded(seed))
     y = A(x)
     n = torch.randn((*y.shape, 2), generator=seeded(seed + 1), dtype=F64)
@@ -160,7 +169,7 @@ def check_units(method: Method, A: LinearOperator, prior: Gaussian, c: float, st
     assert relative(got / c, want) < tolerance
 
 
-def check_items(method: Method, A: LinearOperator, prior: Gaussian, noisy: bool,
+def check_items(method: Method, A: Operator, prior: Gaussian, noisy: bool,
                 joint: bool = False, **settings: Any) -> None:
     """Fails unless items of their own size, noise and scale, one all zero, are as one by one."""
     y = measured(A, prior, 5) * SCALE.view(-1, 1, 1, 1)
@@ -219,6 +228,25 @@ def test_phase_passes_through(cases: Cases, row: Row, monkeypatch: pytest.Monkey
 def test_items_stand_alone(cases: Cases, row: Row, case: str) -> None:
     for noisy in (True, False)[: 1 if row.noisy else 2]:
         check_items(row.method, *cases[case], noisy, row.joint, **row.settings)
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if not row.linear], ids=lambda row: row.name)
+def test_items_stand_alone_without_phases(cases: Cases, row: Row) -> None:
+    """Behind an operator whose derivatives are differences, or depend on the image."""
+    A = PhaseRetrieval(Space((1, 8, 8), C128), random_phases(4, (8, 8)))
+    check_items(row.method, A, cases[COILS][1], True, row.joint, **row.settings)
+
+
+def test_a_gain_by_the_batch_shows(cases: Cases, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = kernels.local_gain
+
+    def wrong(A: Operator, y: Tensor, size: Tensor) -> Tensor:
+        return right(A, y, size) * (1 + 1e-3 * torch.Size(A.range.batch_of(y)).numel())
+
+    monkeypatch.setattr(kernels, "local_gain", wrong)
+    A = PhaseRetrieval(Space((1, 8, 8), C128), random_phases(4, (8, 8)))
+    with pytest.raises(AssertionError):
+        check_items(samplers.smc, A, cases[COILS][1], True, True, steps=8)
 
 
 def test_checks_find_faults(cases: Cases, refused: Refused,
@@ -399,6 +427,12 @@ def test_reconstruct_calls_it(cases: Cases, row: Row) -> None:
 def test_every_sampler_has_its_row() -> None:
     named = {n for n in samplers.__all__ if isinstance(getattr(samplers, n), samplers.Sampler)}
     assert named - {row.name for row in ROWS} == {"tv", "wavelet"}  # these use no prior
+
+
+def test_samplers_are_sent_to_other_processes_by_name() -> None:
+    for name in {row.name for row in ROWS} | {"tv", "wavelet"}:
+        method = getattr(samplers, name)
+        assert pickle.loads(pickle.dumps(method)) is method
 
 
 def test_table_wants_what_all_have() -> None:
