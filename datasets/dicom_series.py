@@ -21,7 +21,7 @@ from recon.datasets.dicom_geometry import (
     orientation,
     pixel_size,
 )
-from recon.datasets.dicom_header import Header, NoSlice, has_signature, read_header
+from recon.datasets.dicom_header import SCOUT, Header, NoSlice, has_signature, read_header
 from recon.datasets.errors import FormatError, StrPath, read_head
 
 # What tells several images of one place apart, the likeliest first.
@@ -80,6 +80,19 @@ def find_stack(path: StrPath, series: str | None = None) -> Stack:
         _refuse_unplaced(headers)
         headers = ordered(headers)
     return Stack(headers, affine_of(headers, notes), notes)
+
+
+def is_series(folder: Path) -> bool:
+    """Whether a folder has CT or MR slices, or what was to be some: damaged, or of another form.
+
+    Segmentations, structures, reports and scouts alone are none.
+    """
+    try:
+        headers, left_out = _gather(folder)
+    except FormatError:
+        return True
+    return bool(headers) or any(
+        found.advice for found in left_out if found.what != "folder" and found != SCOUT)
 
 
 def _gather(path: Path) -> tuple[list[Header], Counter[NoSlice]]:

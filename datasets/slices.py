@@ -1,12 +1,14 @@
 """All slices of a folder as one PyTorch dataset, read one by one."""
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from os import PathLike
 from pathlib import Path
 
 from torch.utils.data import Dataset
 
+from recon.datasets.dicom import is_dicom
+from recon.datasets.dicom_series import is_series
 from recon.datasets.errors import FormatError, StrPath
 from recon.datasets.fastmri import acquisition_of, layout_fastmri
 from recon.datasets.open import describe, open, recognise  # noqa: A004
@@ -16,7 +18,9 @@ from recon.datasets.volume import Volume
 
 # A file so named is data: where it cannot be read it is damaged, not in the wrong folder.
 DATA = (".h5", ".hdf5", ".hdr", ".cfl", ".npz", ".npy", ".nii", ".nii.gz", ".nrrd", ".nhdr", ".dcm",
-        ".ra", ".dat")
+        ".ra", ".dat", ".mrd", ".ima")
+# Files without such a name that are data by their first bytes; a zip or HDF5 file may be anything.
+BY_CONTENTS = ("ismrmrd", "lodopab", "twix", "ra", "npy", "nifti", "nrrd", "dicom")
 
 
 class Slices(Dataset[Scan | Volume | Projections]):
@@ -37,7 +41,7 @@ class Slices(Dataset[Scan | Volume | Projections]):
     Raises
     ------
     FormatError
-        A data file cannot be read, unless ``skip_bad``.
+        A data file or a series of images cannot be read, unless ``skip_bad``.
     ValueError
         Nothing is left to read.
     """
@@ -53,7 +57,9 @@ class Slices(Dataset[Scan | Volume | Projections]):
                  skip_bad: bool = False) -> None:  # fmt: skip
         self.entries, self.left_out, self.bad = [], [], []
         acquisitions: set[str] = set()
-        for path, expected in _listed(source):
+        paths, by_name = _listed(source)
+        for path in paths:
+            expected = by_name or _is_data(path)
             try:
                 if not expected and _hidden(path):
                     raise FormatError.about(path, "a hidden file")
@@ -89,16 +95,33 @@ class Slices(Dataset[Scan | Volume | Projections]):
         return open(path, slice(number, number + 1))
 
 
-def _listed(source: StrPath | Iterable[StrPath]) -> list[tuple[Path, bool]]:
-    """Files in order, and whether each must be readable."""
+def new_data(folder: Path, known: Container[str]) -> list[str]:
+    """Names of data that ``Slices(folder)`` would take, or refuse, beside those known already."""
+    return [path.name for path in _listed(folder)[0] if path.name not in known and _is_data(path)]
+
+
+def _listed(source: StrPath | Iterable[StrPath]) -> tuple[list[Path], bool]:
+    """Files in order, and whether they were asked for by name: all must be readable then."""
     if not isinstance(source, str | PathLike):
-        return [(Path(path), True) for path in source]
+        return [Path(path) for path in source], True
     folder = Path(source)
     if not folder.is_dir() or _is_one(folder):
-        return [(folder, True)]
+        return [folder], True
     inside = {path.name: path for path in sorted(folder.iterdir(), key=lambda path: path.name)}
-    return [(path, path.is_file() and not _hidden(path) and name.lower().endswith(DATA))
-            for name, path in inside.items() if _speaker(name) not in inside]
+    return [path for name, path in inside.items() if _speaker(name) not in inside], False
+
+
+def _is_data(path: Path) -> bool:
+    """Whether something in a folder is to be read, and so damaged where it cannot be."""
+    if _hidden(path):
+        return False
+    try:
+        if path.is_dir():
+            return is_dicom(path) and is_series(path)
+        named = path.name.lower().endswith(DATA)
+        return path.is_file() and (named or recognise(path) in BY_CONTENTS)
+    except (FormatError, OSError):
+        return False
 
 
 def _speaker(name: str) -> str | None:

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 
 from recon import datasets
 from recon.datasets import FormatError, Scan
-from recon.datasets.slices import Slices
+from recon.datasets.slices import Slices, new_data
+from tests.datasets.dicom_files import write_series
 
 HANDLES = Path("/proc/self/fd")
 needs_handles = pytest.mark.skipif(not HANDLES.exists(), reason="/proc/self/fd is not there")
@@ -136,6 +137,81 @@ def test_damaged_files_stop_it_or_are_listed(folder: Path, damage: Any, match: s
     assert match in reason
     assert str(folder) not in reason
     assert name not in dict(slices.left_out)
+
+
+def series_with_a_gap(folder: Path) -> None:
+    paths = write_series(folder / "patient", np.ones((4, 6, 4), int))
+    paths[1].unlink()
+
+
+def series_cut_short(folder: Path) -> None:
+    (path, *_) = write_series(folder / "patient", np.ones((2, 6, 4), int))
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def index_of_files(folder: Path) -> None:
+    """What a hospital's disc has at its top, the slices being further down."""
+    def change(data: Any, _: int) -> None:
+        data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.1.3.10"
+
+    write_series(folder / "disc", np.ones((1, 6, 4), int), name="DICOMDIR", change=change)
+
+
+def half_an_mrd_file(folder: Path) -> None:
+    whole = (folder / "file1000001.h5").read_bytes()
+    (folder / "raw.mrd").write_bytes(whole[: len(whole) // 2])
+
+
+def nrrd_without_its_name(folder: Path) -> None:
+    (folder / "image").write_bytes(b"NRRD0004\ntype: short\ndimension: 3\nsizes: 4 4")
+
+
+@pytest.mark.parametrize(("damage", "name", "match"), [
+    (series_with_a_gap, "patient", "slices are missing"),
+    (series_cut_short, "patient", ""),
+    (index_of_files, "disc", "DICOMDIR .an index of other files"),
+    (half_an_mrd_file, "raw.mrd", "not a whole HDF5 file"),
+    (nrrd_without_its_name, "image", ""),
+])
+def test_no_volume_drops_out_unseen(folder: Path, damage: Any, name: str, match: str) -> None:
+    """Folders of slices and files without a known ending are data too: not the wrong ones."""
+    damage(folder)
+    with pytest.raises(FormatError, match=rf"^{name}: .*{match}.*; skip_bad=True"):
+        Slices(folder)
+    slices = Slices(folder, skip_bad=True)
+    assert [bad for bad, _ in slices.bad] == [name]
+    assert len(slices) == 9
+
+
+def test_what_lies_beside_data_stops_nothing(folder: Path) -> None:
+    """Reports and segmentations, tables, archives: they are left out, and said to be."""
+    def report(data: Any, _: int) -> None:
+        data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.88.33"
+
+    def scout(data: Any, _: int) -> None:
+        data.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+
+    write_series(folder / "reports", np.ones((1, 6, 4), int), change=report)
+    write_series(folder / "scouts", np.ones((1, 6, 4), int), change=scout)
+    (folder / "patients.xlsx").write_bytes(b"PK\x03\x04" + bytes(60))
+    (folder / "climate.nc").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(60))
+    slices = Slices(folder)
+    assert len(slices) == 9
+    assert {"reports", "scouts", "patients.xlsx", "climate.nc"} <= dict(slices.left_out).keys()
+
+
+def test_data_that_came_later(folder: Path) -> None:
+    slices = Slices(folder)
+    known = {path.name for path, _ in slices.entries}
+    assert new_data(folder, known) == []
+    (folder / "more.txt").write_text("to do")
+    (folder / "._file1.h5").write_bytes(b"")
+    (folder / "newer").mkdir()
+    assert new_data(folder, known) == []
+    (folder / "file2.h5").write_bytes((folder / "file1000000.h5").read_bytes())
+    series_with_a_gap(folder)
+    assert new_data(folder, known) == ["file2.h5", "patient"]
+    assert new_data(folder / "patient", {"patient"}) == []
 
 
 def test_a_damaged_slice_is_an_error_that_names_the_file(folder: Path) -> None:
