@@ -1,6 +1,7 @@
 """The headers that new images take over: checked to fit, completed, or made up."""
 
 import math
+import secrets
 import uuid
 from collections.abc import Sequence
 from datetime import datetime
@@ -10,7 +11,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from recon.datasets.deidentify import UIDS, UNPAIRED, carried, decimal_string, deidentified, numbers
+from recon.datasets.deidentify import (
+    SECRET_BYTES,
+    UIDS,
+    UNPAIRED,
+    carried,
+    decimal_string,
+    deidentified,
+    numbers,
+    refuse_identity,
+)
 from recon.datasets.write import Array
 
 if TYPE_CHECKING:
@@ -63,6 +73,33 @@ def check_fit(like: "Sequence[Dataset]", shape: tuple[int, ...], affine: Array |
     if away > 0.1 * np.linalg.norm(matrix[:3, :3], axis=0).min():
         raise ValueError(f"affine: puts a slice {away:.3g} mm from where like has it: pass the "
                          "headers of the very slices that values hold")  # fmt: skip
+
+
+def sources_of(like: "Sequence[Dataset] | None", shape: tuple[int, ...], affine: Array | None,
+               modality: str | None, description: str,
+               secret: bytes | None) -> "list[Dataset]":  # fmt: skip
+    """The headers for new images of ``shape``: those of ``like``, checked to fit, or made up.
+
+    With a ``secret`` they are without the patient, and so must the ``description`` be.
+    """
+    if like is None:
+        assert modality is not None
+        return take_over(invent(shape, affine, modality), None, secret)
+    check_fit(like, shape, affine)
+    if secret is not None:
+        refuse_identity(description, like[0])
+    return take_over(like, modality, secret)
+
+
+def refuse_sources(like: "Sequence[Dataset] | None", shape: tuple[int, ...], *,
+                   affine: Array | None, modality: str | None, description: str,
+                   deidentify: bool) -> None:  # fmt: skip
+    """Raise now what ``write_dicom`` would raise of its headers after hours of work."""
+    from pydicom import config
+
+    with config.disable_value_validation():
+        sources_of(like, shape, affine, modality, description,
+                   secrets.token_bytes(SECRET_BYTES) if deidentify else None)  # fmt: skip
 
 
 def take_over(like: "Sequence[Dataset]", modality: str | None,

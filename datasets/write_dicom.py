@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recon.datasets.deidentify import coded, decimal_string, numbers, refuse_identity
-from recon.datasets.derived import check_fit, invent, take_over
+from recon.datasets.deidentify import coded, decimal_string, numbers
+from recon.datasets.derived import sources_of
 from recon.datasets.errors import StrPath
 from recon.datasets.write import Array, replacing
 from recon.datasets.write_folder import MAKER, refuse_existing_folder, replacing_folder
@@ -100,13 +100,8 @@ def write_dicom(
     with config.disable_value_validation():
         if like is None:
             modality = modality or ("CT" if unit == "HU" else "MR")
-            sources = take_over(invent(stack.shape, affine, modality), None,
-                                _secret(deidentify, secret))  # fmt: skip
-        else:
-            check_fit(like, stack.shape, affine)
-            if deidentify:
-                refuse_identity(description, like[0])
-            sources = take_over(like, modality, _secret(deidentify, secret))
+        sources = sources_of(like, stack.shape, affine, modality, description,
+                             _secret(deidentify, secret))  # fmt: skip
         if unit == "HU":
             _check_hu(stack, sources[0])
         shared = _shared(stack, sources[0], unit, description, software, deidentify)
@@ -202,10 +197,8 @@ def write_parametric_map(
         replacing(path, overwrite=overwrite) as (part,),
     ):
         warnings.simplefilter("ignore")  # highdicom's repeat names that are not as it likes them
-        check_fit(like, stack.shape, affine)
-        if deidentify:
-            refuse_identity(description, like[0])
-        sources = take_over(like, None, _secret(deidentify, secret))
+        sources = sources_of(like, stack.shape, affine, None, description,
+                             _secret(deidentify, secret))  # fmt: skip
         title = f"{_deviation_name(unit, sources[0].Modality)}: {description}"
         for source in sources:
             source.setdefault("SOPInstanceUID", generate_uid())

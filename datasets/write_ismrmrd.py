@@ -149,7 +149,7 @@ def write_ismrmrd_images(
     else:
         raise ValueError("write_ismrmrd_images: want one of affine and field_of_view_mm")
     count, h, w = values.shape
-    heads = _image_heads(matrix, values.shape)
+    heads = image_heads(matrix, values.shape)
     heads["image_type"] = COMPLEX_IMAGE if values.dtype.kind == "c" else REAL
     if values.dtype.kind == "f" and values.min() >= 0:
         heads["image_type"] = MAGNITUDE
@@ -225,8 +225,11 @@ def _stack(fov: Triple, shape: tuple[int, ...]) -> NDArray[np.float64]:
     return matrix
 
 
-def _image_heads(affine: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[Any]:
-    """Positions are those of the middle of an image, between its first and last pixel's centres."""
+def image_heads(affine: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[Any]:
+    """Headers of slices ``(slices, h, w)`` that lie by ``affine``; ValueError if none can say so.
+
+    Positions are those of the middle of an image, between its first and last pixel's centres.
+    """
     if affine.shape != (4, 4) or not np.isfinite(affine).all():
         raise ValueError(f"write_ismrmrd_images: want a finite affine (4, 4), got {affine.shape}")
     along, down, right = affine[:3, :3].T

@@ -13,13 +13,16 @@ from torch import Tensor
 
 from recon import ct, datasets, metrics, priors
 from recon.datasets import Projections, Scan, Volume
+from recon.datasets.nifti import nibabel_or_advice
 from recon.mri import cropped, problem, undersampling, whitened
 from recon.operators import CartesianMRI, LinearOperator
 from recon.outputs import (
     FORMATS,
     Origin,
+    description_of,
     origin_of,
     origin_of_projections,
+    refuse_result,
     results_of,
     write_result,
 )
@@ -85,6 +88,8 @@ def reconstruct_file(files: Sequence[Path], out: Path, settings: Settings,
         raise ValueError(f"noise_std wants a finite number >= 0, got {settings.noise_std}")
     if settings.format not in FORMATS:
         raise ValueError(f"format wants one of {', '.join(FORMATS)}, got {settings.format!r}")
+    if settings.format == "nifti":
+        nibabel_or_advice()
     if settings.deidentify and settings.format != "dicom":
         raise ValueError("--deidentify is for --format dicom: no other result holds anything of "
                          "the patient")
@@ -96,7 +101,7 @@ def reconstruct_file(files: Sequence[Path], out: Path, settings: Settings,
     if not classical:
         prior = priors.load(settings.prior, precision=settings.precision, device=settings.device)
     for path in files[1:]:  # the first one's turn is now; hours of it must not hide another's fault
-        opened(path, settings)
+        _checked(path, settings)
     for number, (path, target) in enumerate(zip(files, targets, strict=True), 1):
         label = _label(path, number, settings) if settings.deidentify else path.name
         _one(path, target, label, prior, settings, say)
@@ -150,6 +155,9 @@ def opened(path: Path, settings: Settings) -> Opened:
         raise ValueError(f"{path.name} holds images, not measurements: pass --views N to simulate "
                          "CT projections of them (images in HU), or --mask to simulate "
                          "undersampled MR k-space")
+    if settings.mask is not None and found.unit == "HU":
+        raise ValueError(f"{path.name} is in HU, of which --mask could only simulate the k-space "
+                         "of magnitudes: pass --views N to simulate CT projections")
     origin = origin_of(path, found, found.attributes, len(found.values), first,
                        settings.series)
     seed = zlib.crc32(path.name.encode()) + first
@@ -179,9 +187,25 @@ def _problem(case: Opened, index: int, settings: Settings) -> Problem[LinearOper
     return problem(case.data, index, case.mask, calibration=centre, noise_std=case.noise_std)
 
 
+def _checked(path: Path, settings: Settings) -> Opened:
+    """As `opened`, refused too where its result could not be written."""
+    case = opened(path, settings)
+    data = case.data
+    count, size = ((len(data.kspace), data.crop or data.kspace.shape[-2:])
+                   if isinstance(data, Scan) else (len(data.values), data.size))
+    refuse_result(settings.format, case.origin, (count, size[0], size[1]),
+                  description=_description(settings), deidentify=settings.deidentify)
+    return case
+
+
+def _description(settings: Settings) -> str:
+    classical = is_classical(sampler_named(settings.sampler))
+    return description_of(settings.sampler, 1 if classical else settings.samples)
+
+
 def _one(path: Path, target: Path, label: str, prior: priors.Prior | None, settings: Settings,
          say: Callable[[str], None]) -> None:
-    case = opened(path, settings)
+    case = _checked(path, settings)
     data = case.data
     if "note" in data.attributes:
         say(f"{label}: {data.attributes['note']}")
@@ -209,9 +233,9 @@ def _one(path: Path, target: Path, label: str, prior: priors.Prior | None, setti
     whole = Reconstruction(torch.stack(draws, 1), _together(told, path, numbers, case, settings))
     in_hu = case.origin.unit == "HU"
     result = Reconstruction(metrics.mu_to_hu(whole.samples), whole.settings) if in_hu else whole
-    description = f"recon {settings.sampler}, {len(whole.samples)} draw(s)"
-    written = write_result(target, settings.format, result, case.origin, description=description,
-                           deidentify=settings.deidentify, overwrite=settings.overwrite)
+    written = write_result(target, settings.format, result, case.origin,
+                           description=_description(settings), deidentify=settings.deidentify,
+                           overwrite=settings.overwrite)
     figure = target.with_name(f"{target.name}.png")
     _figure(figure, case, kept, whole, shown, f"{label}, slice {numbers[shown]}", settings)
     say("wrote " + ", ".join([str(written[0]), *(p.name for p in (*written[1:], figure))]))

@@ -12,7 +12,10 @@ from torch import Tensor
 import recon
 from recon import datasets
 from recon.datasets import Projections, Volume
+from recon.datasets.derived import refuse_sources
+from recon.datasets.nifti import nibabel_or_advice
 from recon.datasets.scan import Attributes
+from recon.datasets.write_ismrmrd import image_heads
 from recon.reconstruct import Reconstruction
 
 # For every format of ``recon reconstruct`` what is written, in the order of its importance.
@@ -75,6 +78,28 @@ def _length(attributes: Attributes, key: str) -> float | None:
 def results_of(target: Path, kind: str) -> list[Path]:
     """Everything that writing a result of this kind and its figure may make."""
     return [target.with_name(target.name + end) for end in (*ENDINGS[kind], ".png")]
+
+
+def description_of(sampler: str, draws: int) -> str:
+    """What a derived series says was done; of everyone's the same, so that it names nobody."""
+    return f"recon {sampler}, {draws} draw(s)"
+
+
+def refuse_result(kind: str, origin: Origin, shape: tuple[int, int, int], *, description: str,
+                  deidentify: bool) -> None:
+    """Raise now what `write_result` would raise after hours of work, whatever the values are.
+
+    ``shape`` is that of the images, ``(slices, h, w)``.
+    """
+    if kind == "nifti":
+        nibabel_or_advice()
+    elif kind == "ismrmrd" and origin.affine is not None:
+        image_heads(origin.affine.numpy(), shape)
+    elif kind == "dicom":
+        own = origin.headers is None
+        refuse_sources(origin.headers, shape, affine=origin.affine if own else None,
+                       modality=origin.modality if own else None, description=description,
+                       deidentify=deidentify)
 
 
 def write_result(target: Path, kind: str, whole: Reconstruction, origin: Origin, *,
