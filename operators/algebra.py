@@ -11,6 +11,8 @@ from recon.operators.base import LinearOperator, Operator, Space
 class Scale(LinearOperator):
     """``y = factor * x`` with one number."""
 
+    items = ()
+
     def __init__(self, factor: complex, space: Space) -> None:
         super().__init__(space, space)
         if isinstance(factor, complex) and not space.is_complex:
@@ -42,6 +44,8 @@ class Identity(Scale):
 class Zero(LinearOperator):
     """``y = 0``."""
 
+    items = ()
+
     def forward(self, x: Tensor) -> Tensor:
         return x.new_zeros(self.domain.batch_of(x) + self.range.shape, dtype=_kind(x, self.range))
 
@@ -56,7 +60,7 @@ def _kind(x: Tensor, space: Space) -> torch.dtype:
 class _Adjoint(LinearOperator):
     def __init__(self, of: LinearOperator) -> None:
         super().__init__(of.range, of.domain)
-        self.of = of
+        self.of, self.items = of, of.items
 
     def forward(self, x: Tensor) -> Tensor:
         return self.of.adjoint(x)
@@ -69,6 +73,7 @@ class _Composition(Operator):
     def __init__(self, outer: Operator, inner: Operator) -> None:
         super().__init__(inner.domain, outer.range)
         self.outer, self.inner = outer, inner
+        self.items = _items("A @ B", (outer, inner))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.outer(self.inner(x))
@@ -81,6 +86,7 @@ class _LinearComposition(LinearOperator):
     def __init__(self, outer: LinearOperator, inner: LinearOperator) -> None:
         super().__init__(inner.domain, outer.range)
         self.outer, self.inner = outer, inner
+        self.items = _items("A @ B", (outer, inner))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.outer(self.inner(x))
@@ -105,6 +111,7 @@ class _LinearComposition(LinearOperator):
 class _Sum(LinearOperator):
     def __init__(self, terms: Sequence[LinearOperator]) -> None:
         super().__init__(terms[0].domain, terms[0].range)
+        self.items = _items("A + B", terms)
         self.terms: Sequence[LinearOperator] = nn.ModuleList(terms)  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -119,6 +126,7 @@ class _Stack(LinearOperator):
         first = parts[0].range
         channels = sum(A.range.shape[0] for A in parts)
         super().__init__(parts[0].domain, Space((channels, *first.shape[1:]), first.dtype))
+        self.items = _items("stack", parts)
         self.parts: Sequence[LinearOperator] = nn.ModuleList(parts)  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -204,6 +212,17 @@ def adjoint_of(A: LinearOperator) -> LinearOperator:
     if isinstance(A, _LinearComposition):
         return _LinearComposition(adjoint_of(A.inner), adjoint_of(A.outer))
     return _Adjoint(A)
+
+
+def _items(call: str, parts: Sequence[Operator]) -> tuple[int, ...] | None:
+    """Those of all parts together; None where one does not say."""
+    held = [A.items for A in parts]
+    if None in held:
+        return None
+    try:
+        return tuple(torch.broadcast_shapes(*held))  # type: ignore[no-untyped-call]
+    except RuntimeError:
+        raise ValueError(f"{call}: want masks or kernels for the same items, got {held}") from None
 
 
 def _same(call: str, what: str, spaces: Sequence[Space]) -> None:

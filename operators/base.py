@@ -46,6 +46,7 @@ class Operator(nn.Module):
 
     domain: Space
     range: Space
+    items: tuple[int, ...] | None = None
 
     def __init__(self, domain: Space, range: Space) -> None:  # noqa: A002 the field's word
         super().__init__()

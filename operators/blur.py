@@ -59,6 +59,7 @@ class Blur(LinearOperator):
         self.boundary = grid.boundary
         self._grid = grid
         self.register_buffer("kernel", kernel)
+        self.items = tuple(kernel.shape[: -len(space.shape)])
         self._spectrum: Spectrum | None = None
 
     def forward(self, x: Tensor) -> Tensor:

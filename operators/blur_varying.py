@@ -33,6 +33,7 @@ class VaryingBlur(LinearOperator):
     >>> A = VaryingBlur(kernels, region_weights((2, 2), (64, 64)), Space((1, 64, 64)))
     """
 
+    items = ()
     kernels: Tensor
     weights: Tensor
 

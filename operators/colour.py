@@ -29,6 +29,7 @@ class Greyscale(LinearOperator):
     >>> y = A(torch.ones(3, 8, 8))
     """
 
+    items = ()
     weights: Tensor
 
     def __init__(self, space: Space, weights: tuple[float, ...] | Tensor = REC_601) -> None:

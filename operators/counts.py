@@ -29,6 +29,7 @@ class Counts(Operator):
     >>> y = draw_counts(A(torch.ones(1, 8, 8)))
     """
 
+    items = ()
     gain: Tensor
     background: Tensor
 

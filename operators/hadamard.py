@@ -39,6 +39,7 @@ class Hadamard(LinearOperator):
     torch.Size([1, 16])
     """
 
+    items = ()
     rows: Tensor
     signs: Tensor | None
 

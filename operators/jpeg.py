@@ -49,6 +49,8 @@ class JPEG(Operator):
     >>> A = JPEG(Space((3, 64, 64)), quality=10)
     """
 
+    items = ()
+
     def __init__(self, space: Space, quality: int, subsampling: str = "4:2:0", low: float = 0.0,
                  high: float = 1.0) -> None:
         call = type(self).__name__

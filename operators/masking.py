@@ -32,6 +32,7 @@ class Masking(LinearOperator):
         if any(m not in (1, n) for m, n in zip(tail[::-1], space.shape[::-1], strict=False)):
             raise ValueError(f"Masking: mask {tuple(mask.shape)} does not fit {space.shape}")
         self.register_buffer("mask", mask != 0)
+        self.items = tuple(mask.shape[: -len(space.shape)])
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.where(self.mask, x, 0)

@@ -24,6 +24,7 @@ class Matrix(LinearOperator):
     Values are used in the precision of the input.
     """
 
+    items = ()
     matrix: Tensor
     sparse: SparsePair | None
 

@@ -38,6 +38,7 @@ class PhaseRetrieval(Operator):
     torch.Size([4, 8, 8])
     """
 
+    items = ()
     masks: Tensor | None
 
     def __init__(self, space: Space, masks: Tensor | None = None, oversampling: int = 1,

@@ -69,6 +69,8 @@ class Downsampling(LinearOperator):
     torch.Size([1, 16, 16])
     """
 
+    items = ()
+
     def __init__(self, space: Space, factor: int | tuple[int, ...],
                  kernel: str = "bicubic") -> None:
         sizes = space.shape[1:]

@@ -29,6 +29,8 @@ class Clipping(Operator):
     >>> A = Clipping(Space((3, 64, 64)), gain=2.0)
     """
 
+    items = ()
+
     def __init__(self, space: Space, gain: float = 1.0, low: float = 0.0,
                  high: float = 1.0) -> None:
         _want_real("Clipping", space)
@@ -66,6 +68,8 @@ class Quantisation(Operator):
     >>> Quantisation(Space((1, 3)), levels=3)(torch.tensor([[0.1, 0.3, 2.0]]))
     tensor([[0.0000, 0.5000, 1.0000]])
     """
+
+    items = ()
 
     def __init__(self, space: Space, levels: int, low: float = 0.0, high: float = 1.0) -> None:
         _want_real(type(self).__name__, space)
@@ -122,7 +126,7 @@ class NonlinearBlur(Operator):
         _want_real("NonlinearBlur", space)
         blur = Blur(kernel, space, boundary)
         super().__init__(space, blur.range)
-        self.blur = blur
+        self.blur, self.items = blur, blur.items
 
     def forward(self, x: Tensor) -> Tensor:
         return stored(self.blur(light(x)))

@@ -32,6 +32,7 @@ class Weighting(LinearOperator):
         if any(m not in (1, n) for m, n in zip(tail[::-1], space.shape[::-1], strict=False)):
             raise ValueError(f"Weighting: weights {tuple(weights.shape)} do not fit {space.shape}")
         self.register_buffer("weights", weights)
+        self.items = tuple(weights.shape[: -len(space.shape)])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.weights.to(x.dtype.to_real()) * x

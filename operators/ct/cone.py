@@ -84,6 +84,8 @@ class ConeBeamCT(LinearOperator):
     torch.Size([2, 1, 12, 24, 24])
     """
 
+    items = ()
+
     def __init__(self, size: int | tuple[int, int, int], angles: Tensor | Sequence[float],
                  detectors: tuple[int, int], source_distance: float,
                  detector_distance: float = 0.0,

@@ -22,6 +22,7 @@ class PlanarCT(LinearOperator):
     A subclass checks its arguments and names its geometry; weights and their transpose are here.
     """
 
+    items = ()
     geometry: Geometry
 
     def __init__(self, shape: tuple[int, int], geometry: Geometry, tolerance: float,

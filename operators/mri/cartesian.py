@@ -74,6 +74,7 @@ class CartesianMRI(LinearOperator):
 
     mask: Tensor
     maps: Tensor | None
+    items: tuple[int, ...]
 
     def __init__(self, shape: Sequence[int], mask: Tensor | Sequence[int] | None = None,
                  maps: Tensor | None = None, sets: int = 1) -> None:

@@ -31,6 +31,7 @@ class CoilMixing(LinearOperator):
         Of the measurements that are mixed, complex.
     """
 
+    items = ()
     matrix: Tensor
 
     def __init__(self, matrix: Tensor, space: Space) -> None:

@@ -99,6 +99,7 @@ class NonCartesianMRI(LinearOperator):
     """
 
     maps: Tensor | None
+    items: tuple[int, ...]
 
     def __init__(self, shape: Sequence[int], trajectory: Tensor, maps: Tensor | None = None,
                  sets: int = 1, *, item_axes: int = 0, tolerance: float = 2.5e-4,

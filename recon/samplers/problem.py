@@ -1,5 +1,6 @@
 """What every sampler asks of its inputs before any long work starts."""
 
+import itertools
 from numbers import Integral
 
 import numpy as np
@@ -18,8 +19,9 @@ def check_problem(y: Tensor, operator: Operator, prior: Prior | None, noise_std:
 
     Raises ValueError or TypeError: measurements of the wrong shape or kind, or not finite (with the
     index of the first bad item); a prior of another kind or channel count than the operator's
-    images; a nonlinear operator where a linear one is needed; negative ``noise_std``, or zero where
-    the sampler is ``noisy``: divides by it. A ``latent`` sampler has looked at its prior itself.
+    images; a nonlinear operator where a linear one is needed; one of other items than those of
+    ``y``; negative ``noise_std``, or zero where the sampler is ``noisy``: divides by it. A
+    ``latent`` sampler has looked at its prior itself.
     """
     if not isinstance(operator, Operator):
         raise TypeError(f"operator wants a recon Operator, got {type(operator).__name__}")
@@ -73,7 +75,46 @@ def check_problem(y: Tensor, operator: Operator, prior: Prior | None, noise_std:
     if noise.ndim and tuple(noise.shape) != batch:
         raise ValueError(f"noise_std wants one number or one per item {batch}, "
                          f"got {tuple(noise.shape)}")
+    check_items(y, operator)
     return noise
+
+
+def check_items(y: Tensor, operator: Operator) -> None:
+    """Refuse an operator with masks or kernels for each of other items than those of ``y``.
+
+    Broadcast, each sample of one item would be measured by the mask of another. Operators that do
+    not say what ``items`` they hold are asked by one product.
+    """
+    batch = operator.range.batch_of(y)
+    held = _shown(y, operator, batch) if operator.items is None else operator.items
+    while len(held) > len(batch) and held[0] == 1:  # one for all
+        held = held[1:]
+    if not _fits(held, batch):
+        raise ValueError(f"{operator.label()} holds masks or kernels for each of the items {held}, "
+                         f"y is of items {batch}: pass the operator of these, or all measurements")
+
+
+def _shown(y: Tensor, operator: Operator, batch: tuple[int, ...]) -> tuple[int, ...]:
+    """The items that an operator turns one into; where it wants all of them, the batch it takes."""
+    kind = y.dtype.to_complex() if operator.domain.is_complex else y.dtype.to_real()
+    # where it is: volumes may lie elsewhere than what measures their slices
+    there = next(itertools.chain(operator.parameters(), operator.buffers()), y).device
+
+    def measured(*items: int) -> tuple[int, ...]:
+        x = operator.domain.zeros(*items, device=there).to(kind)
+        return operator.range.batch_of(operator(x))
+
+    with torch.no_grad():
+        try:
+            return measured(*(1,) * len(batch))
+        except Exception:  # of whatever kind it is, the batch itself raises it again
+            return measured(*batch)
+
+
+def _fits(items: tuple[int, ...], batch: tuple[int, ...]) -> bool:
+    """Whether one for each of ``items`` is one, or the same, for each of ``batch``."""
+    return len(items) <= len(batch) and all(
+        n in (1, b) for n, b in zip(items[::-1], batch[::-1], strict=False))
 
 
 def check_prior(prior: Prior) -> None:
@@ -96,8 +137,7 @@ def check_sigmas(sigmas: Tensor, batch: tuple[int, ...] | None = None) -> None:
         raise ValueError(f"sigmas must end in 0, got {sigmas[-1].tolist()}")
     if batch is not None:
         items = tuple(sigmas.shape[1:])
-        fits = len(items) <= len(batch)
-        if not fits or any(n not in (1, b) for n, b in zip(items[::-1], batch[::-1], strict=False)):
+        if not _fits(items, batch):
             raise ValueError("sigmas (or the prior's scale) want one level for all or one per item "
                              f"of the batch {batch}, got {items}")
 

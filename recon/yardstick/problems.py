@@ -71,6 +71,7 @@ class Problem:
 class Matrix(LinearOperator):
     """``y = A x`` on vectors that lie along the last dimension: ``(1, 1, n)`` to ``(1, 1, m)``."""
 
+    items = ()
     matrix: Tensor
 
     def __init__(self, matrix: Tensor) -> None:

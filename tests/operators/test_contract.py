@@ -258,6 +258,31 @@ def test_contract_with_one_mask_per_item(name: str) -> None:
     assert [row.name for row in refused.rows if not row.passed][:1] == ["shape"]
 
 
+# users' functions and classes, which do not say what they hold
+UNSAID = (__name__, "recon.operators.custom", "recon.operators.foreign")
+
+
+@pytest.mark.parametrize("name", [*OPERATORS, *PER_ITEM, *NONLINEAR])
+def test_items_are_those_of_its_products(name: str) -> None:
+    """What samplers refuse measurements of other items by, without a product."""
+    A = {**OPERATORS, **PER_ITEM, **NONLINEAR}[name]()
+    assert (A.items is None) == any(type(part).__module__ in UNSAID for part in A.modules())
+    held = A.items or ()
+    assert held == ((3,) if name in PER_ITEM else ())
+    assert A.range.batch_of(A(A.domain.zeros(*held))) == held
+    assert A.range.batch_of(A(A.domain.zeros(2, *held))) == (2, *held)
+
+
+def test_items_of_parts_that_differ_are_refused() -> None:
+    two, three = Masking(mask(2, 1, 7, 6), REAL), Masking(mask(3, 1, 7, 6), REAL)
+    each: list[Callable[[], Operator]] = [lambda: two @ three, lambda: two + three,
+                                          lambda: stack(two, three)]
+    for make in each:
+        with pytest.raises(ValueError, match=r"for the same items, got \[\(2,\), \(3,\)\]"):
+            make()
+    assert (Masking(mask(5, 1, 1, 7, 6), REAL) @ three).items == (5, 3)
+
+
 @pytest.mark.parametrize("name", NONLINEAR)
 def test_contract_of_nonlinear(name: str) -> None:
     report = check(NONLINEAR[name]())

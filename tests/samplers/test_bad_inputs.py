@@ -13,7 +13,20 @@ from torch import Tensor
 import recon
 from recon.integrators import Step, schedules
 from recon.noise import per_draw
-from recon.operators import CartesianMRI, Masking, Space, from_nonlinear
+from recon.operators import (
+    CartesianMRI,
+    ConeBeamCT,
+    FanBeamCT,
+    LinearOperator,
+    Masking,
+    NonCartesianMRI,
+    Space,
+    Weighting,
+    from_functions,
+    from_nonlinear,
+    stack,
+)
+from recon.operators.mri import Covariance, whiten
 from recon.priors import Gaussian, Prior
 from recon.samplers import Sampler, dds, tv
 from recon.samplers.problem import check_problem
@@ -73,6 +86,10 @@ PROBLEMS: list[Case] = [
     (ValueError, "noise_std wants finite numbers >= 0",
      {"noise_std": torch.tensor([0.1, math.inf])}),
     (ValueError, r"one number or one per item \(2,\), got \(3,\)", {"noise_std": torch.ones(3)}),
+    (ValueError, r"each of the items \(3,\), y is of items \(2,\): pass the operator of these",
+     {"operator": Masking(torch.ones(3, 1, 4, 6), Space(SHAPE))}),
+    (ValueError, r"each of the items \(3,\), y is of items \(\): pass the operator of these",
+     {"operator": Masking(torch.ones(3, 1, 4, 6), Space(SHAPE)), "y": Y[0]}),
     (ValueError, "samples wants at least 1, got 0", {"samples": 0}),
     (TypeError, "samples wants a whole number, got 1.5", {"samples": 1.5}),
     # once run in half precision, to infinity in volumes
@@ -183,6 +200,83 @@ def test_reconstruct_refuses_before_any_work(error: type[Exception], message: st
     prior = Untouched(normalised=normalised)
     with pytest.raises(error, match=message):
         call(recon.reconstruct, {"operator": Idle(), "prior": prior, **case})
+
+
+class Unsaid(LinearOperator):
+    """A mask for each of three items, of which nothing is said."""
+
+    def __init__(self) -> None:
+        super().__init__(Space(SHAPE), Space(SHAPE))
+        self.register_buffer("mask", torch.ones(3, *SHAPE))
+        self.products = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.products += 1
+        return x * self.get_buffer("mask").to(x.dtype)
+
+
+def test_items_are_those_of_all_parts() -> None:
+    """Of products, sums and stacks; what does not say is asked, and of it only one product."""
+    each, one = Masking(torch.ones(3, *SHAPE), Space(SHAPE)), Masking(torch.ones(SHAPE),
+                                                                      Space(SHAPE))
+    A = Unsaid()
+    within = from_functions(lambda x: x * torch.ones(3, *SHAPE, dtype=x.dtype),
+                            domain=Space(SHAPE), range=Space(SHAPE))
+    for held in (each, A, within):
+        parts = [held, 2 * held, held.H, held + one, one - held, one @ held, held @ one,
+                 SQUARE @ held]
+        for B in parts:
+            for y in (Y[0], Y[:1], Y[:2]):
+                with pytest.raises((ValueError, RuntimeError)) as refused:
+                    check_problem(y, B, None, 0.1, linear=False)
+                # a sum or an adjoint that is asked may not take one item: torch's words
+                if B.items is not None or B is held:
+                    assert "for each of the items (3,)" in str(refused.value)
+            check_problem(torch.ones(3, *SHAPE), B, None, 0.1, linear=False)
+            check_problem(torch.ones(2, 3, *SHAPE), B, None, 0.1, linear=False)
+        with pytest.raises((ValueError, RuntimeError)):
+            check_problem(torch.ones(2, 4, 6), stack(one, held), None, 0.1)
+        check_problem(torch.ones(3, 2, 4, 6), stack(one, held), None, 0.1)
+    before = A.products
+    check_problem(torch.ones(3, *SHAPE), A, None, 0.1)
+    assert A.products == before + 1
+    wide = Masking(torch.ones(1, *SHAPE), Space(SHAPE))  # one for all
+    for y in (Y[0], Y):
+        assert check_problem(y, wide, None, 0.1) == check_problem(y, one, None, 0.1)
+
+
+class Strict(Unsaid):
+    """The same, taking no batch but one that ends in the three."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[:-3][-1:] != (3,):
+            raise IndexError("wants three")
+        return super().forward(x)
+
+
+def test_items_of_what_takes_only_these() -> None:
+    for y in (torch.ones(3, *SHAPE), torch.ones(2, 3, *SHAPE)):
+        check_problem(y, Strict(), None, 0.1)
+    for y in (Y[0], Y[:1], Y):
+        with pytest.raises(IndexError, match="wants three"):
+            check_problem(y, Strict(), None, 0.1)
+
+
+def test_items_cost_heavy_operators_no_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    turn = [0.0, 1.6, 3.0, 5.0]
+    cone, fan = ConeBeamCT(4, turn, (5, 6), 20.0, backend="torch"), FanBeamCT(5, turn, 20.0)
+    mri = CartesianMRI((4, 6), maps=torch.ones(2, 4, 6) + 0j)
+    spokes = NonCartesianMRI((4, 6), torch.linspace(-2, 2, 48).view(3, 8, 2), mri.maps)
+    for A in (cone, fan, mri, spokes):
+        for method in ("forward", "adjoint", "normal"):
+            monkeypatch.setattr(type(A), method, lambda *_: pytest.fail("a product was taken"))
+        y = A.range.zeros(2)
+        weighted = Weighting(torch.ones(A.range.shape), A.range) @ A
+        for B in (A, 2 * A, weighted, A + A, Masking(torch.ones(A.range.shape), A.range) @ A):
+            assert check_problem(y, B, None, 0.1) == torch.tensor(0.1)
+        if A.range.is_complex:
+            noise = Covariance(torch.eye(2) + 0j)
+            assert whiten(y, A, noise)[1].items == ()
 
 
 def test_good_inputs_pass() -> None:

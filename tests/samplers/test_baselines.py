@@ -387,6 +387,17 @@ def test_bad_measurements_and_start(method: Sampler[Any, Any]) -> None:
         tv(torch.ones(1, 16, 16), A, weight=1e-3, rtol=-1)
 
 
+@BOTH
+def test_an_operator_of_other_items_is_refused(method: Sampler[Any, Any]) -> None:
+    """One slice with the masks of three once came back as three."""
+    each = Masking(noise(3, 1, 16, 16) > 0, Space((1, 16, 16)))
+    y = each(noise(3, 1, 16, 16, seed=1))
+    for some in (y[1], y[:1], y[:2]):
+        with pytest.raises(ValueError, match=r"each of the items \(3,\), y is of items"):
+            method(some, each, weight=1e-3)
+    assert method(y, each, weight=1e-3, iterations=2).shape == (1, 3, 1, 16, 16)
+
+
 @pytest.mark.parametrize(("settings", "match"), [
     ({"wavelet": "daub4"}, "wavelet wants a name PyWavelets knows.*'daub4'"),
     ({"wavelet": "morl"}, "wavelet wants"),

@@ -21,8 +21,10 @@ from recon import noise, samplers
 from recon.integrators import Step
 from recon.noise import per_draw
 from recon.operators import (
+    Blur,
     CartesianMRI,
     LinearOperator,
+    Masking,
     Operator,
     PhaseRetrieval,
     Space,
@@ -408,6 +410,27 @@ def test_refusals(cases: Cases, row: Row) -> None:
         run(row.method, y, A, latent, **settings)
     with pytest.raises((ValueError, TypeError)):
         run(row.method, y, A, prior, **settings | {"steps": 0})
+
+
+@TABLE
+@pytest.mark.parametrize("case", [COILS, REAL])
+def test_refuses_an_operator_of_other_items(cases: Cases, row: Row, case: str) -> None:
+    """One slice with the masks of three once gave three samples, each by another mask."""
+    A, prior = cases[case]
+    drawn = torch.rand(3, 1, 8, 8, generator=seeded(3))
+    kernels = Blur(drawn[..., :3, :3], Space((1, 8, 8), A.domain.dtype))
+    each = (CartesianMRI((8, 8), drawn[..., :1, :] < 0.7) if case == COILS else
+            Masking(drawn < 0.7, A.domain))
+    settings: dict[str, Any] = {"noise_std": 0.1, **row.settings}
+    for operator in (each, kernels)[row.adapt is Scanned:]:  # asks for what masks leave out
+        y = operator(prior.sample(3, seeded()))
+        for some in (y[1], y[:1], y[:2]):
+            for n in (1, 3):
+                with pytest.raises(ValueError, match=r"each of the items \(3,\), y is of items"):
+                    run(row.method, some, operator, prior, samples=n, **settings)
+    if row.adapt is not Slices:  # whose items are volumes of one slice
+        got = run(row.method, y, kernels, prior, samples=2, generator=seeded(), **settings)
+        assert got.shape == (2, 3, 1, 8, 8)
 
 
 @pytest.mark.parametrize("row", [r for r in ROWS if r.adapt is as_it_is], ids=lambda r: r.name)
