@@ -215,8 +215,11 @@ def evaluate(
         "--skip-bad", help="leave out files that cannot be used, list them, and exit with 1")
     ] = False,
 ) -> None:
-    """Reconstruct and measure every slice of every file; killed, it goes on where it was."""
-    from recon.evaluation import Settings
+    """Reconstruct and measure every slice of every file; killed, it goes on where it was.
+
+    Exits with 1 where files were left out as bad or slices diverged; both are listed.
+    """
+    from recon.evaluation import Settings, diverged
     from recon.evaluation import evaluate as run
 
     names = sampler or ["zero_filled", "tv", "dds"]
@@ -243,7 +246,7 @@ def evaluate(
     )
     plan = run(folder, out, settings, engine=engine.value, workers=workers, maps=maps,
                skip_bad=skip_bad, say=typer.echo)
-    if plan.bad:
+    if plan.bad or diverged(out):
         raise typer.Exit(1)
 
 
@@ -309,7 +312,7 @@ def _tell(about: Mapping[str, Any], indent: int) -> None:
         elif value is not None and value != {}:
             parts = value if isinstance(value, tuple) else (value,)
             words = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in parts]
-            told = (" to " if isinstance(parts[0], float) else " x ").join(words)
+            told = (" to " if key == "value_range" else " x ").join(words)
             typer.echo(f"{' ' * indent}{key}: {told}")
 
 

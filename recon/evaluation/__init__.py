@@ -1,6 +1,6 @@
 """``recon evaluate``: samplers over a folder of files, resumable, with fastMRI's metrics."""
 
-from recon.evaluation.run import evaluate
+from recon.evaluation.run import diverged, evaluate
 from recon.evaluation.settings import Settings
 
-__all__ = ["Settings", "evaluate"]
+__all__ = ["Settings", "diverged", "evaluate"]

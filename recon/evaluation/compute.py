@@ -13,19 +13,20 @@ from torch import Tensor
 
 from recon import priors
 from recon.datasets import Volume
-from recon.evaluation.plan import Cell, File, place_of
+from recon.evaluation.plan import Cell, File, place_of, sums_of
 from recon.evaluation.settings import PRECISIONS, ZERO_FILLED, Settings, needs_prior
 from recon.evaluation.subject import Batch, Subject, batch_of, finished, open_subject, zero_filled
-from recon.metrics import body_mask, hu_errors, mu_to_hu, slice_sums, whole_slice_sums
+from recon.metrics import body_mask, hu_errors, mu_to_hu
 from recon.operators import CartesianMRI
 from recon.priors import Prior
 from recon.reconstruct import reconstruct
 
 REGION = 0.05  # of the reference's maximum: what is darker is background
+LARGEST = torch.finfo(torch.float32).max ** 0.5  # whose square is still a number
 
 
 class Result(NamedTuple):
-    """One slice."""
+    """One slice; ``diverged`` in its record says that a draw holds what is no number."""
 
     record: dict[str, Any]
     mean: Tensor  # float32 (h, w)
@@ -56,7 +57,13 @@ class Worker:
         if needs_prior(cell.sampler) and self.prior is None:
             self.prior = priors.load(settings.prior, precision=PRECISIONS[settings.precision],
                                      device=settings.device)
-        draws, told = self._draws(cell, numbers, batch, subject)
+        try:
+            draws, told = self._draws(cell, numbers, batch, subject)
+        except (ValueError, TypeError) as error:
+            where = f"slice{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
+            raise ValueError(f"{cell.file.name}, {where}, {cell.sampler}, {cell.sampling.label}: "
+                             f"{error}") from error
+        sound = (draws.abs() < LARGEST).transpose(0, 1).flatten(1).all(1).tolist()  # no NaN either
         images = finished(draws, subject)[:, :, 0]  # (samples, slices, h, w)
         mean = finished(draws.mean(0), subject)[:, 0]
         std = images.std(0) if len(images) > 1 else None
@@ -68,13 +75,18 @@ class Worker:
                 "file": cell.file.name, "slice": number, "acquisition": cell.file.acquisition,
                 "sampling": cell.sampling.label, "seed": cell.seed, "sampler": cell.sampler,
                 "draws": len(draws), "sampled": _sampled(batch), "shape": list(mean[i].shape),
-                "noise_std": float(batch.noise_std[i]), "residual_over_noise": left[i],
-                "scale": told["scale"][i] if "scale" in told else None}
+                "noise_std": float(batch.noise_std[i]),
+                "scale": told["scale"][i] if "scale" in told else None,
+                "diverged": not sound[i]}
             place = subject.numbers.index(number)
             reference = None if subject.references is None else subject.references[place]
-            record |= _measured(mean[i], images[:, i], reference, cell.file)
-            if isinstance(subject.data, Volume) and reference is not None:
-                record |= _in_hu(mean[i], reference)
+            if not sound[i]:  # nothing of it can be measured
+                record |= {"residual_over_noise": None, "squared_error": None}
+            else:
+                record["residual_over_noise"] = left[i]
+                record |= _measured(mean[i], images[:, i], reference, cell.file)
+                if isinstance(subject.data, Volume) and reference is not None:
+                    record |= _in_hu(mean[i], reference)
             results.append(Result(record, mean[i], None if std is None else std[i], seconds))
         return results
 
@@ -111,8 +123,7 @@ def _measured(mean: Tensor, draws: Tensor, reference: Tensor | None,
     maximum = file.maximum
     if reference is None or maximum is None:
         return {"squared_error": None}
-    measure = slice_sums if file.kind.startswith("fastmri") else whole_slice_sums
-    sums: dict[str, Any] = measure(mean, reference, maximum)._asdict()
+    sums: dict[str, Any] = sums_of(file.kind)(mean, reference, maximum)._asdict()
     region = reference > REGION * maximum
     if len(draws) > 1 and bool(region.any()):
         inside, truth = draws[:, region].double(), reference[region].double()

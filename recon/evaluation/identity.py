@@ -19,12 +19,16 @@ from recon.evaluation.settings import PRECISIONS, Settings, needs_prior
 from recon.priors import Prior
 
 
-def prior_hash(settings: Settings) -> str:
-    """SHA-256 of the prior, empty where no sampler needs one."""
+def prior_of(settings: Settings) -> Prior | None:
+    """The prior on the CPU, None where no sampler needs one."""
     if not any(map(needs_prior, settings.samplers)):
-        return ""
-    prior = priors.load(settings.prior, precision=PRECISIONS[settings.precision])
-    return hash_of(prior, _files(settings.prior))
+        return None
+    return priors.load(settings.prior, precision=PRECISIONS[settings.precision])
+
+
+def prior_hash(settings: Settings, prior: Prior | None) -> str:
+    """SHA-256 of :func:`prior_of`, empty for None."""
+    return "" if prior is None else hash_of(prior, _files(settings.prior))
 
 
 def _files(prior: str) -> list[Path]:

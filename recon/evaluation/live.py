@@ -2,11 +2,12 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from recon.evaluation.compute import Result
 from recon.evaluation.plan import Cell, Plan, cells
+from recon.evaluation.records import Record
 from recon.evaluation.store import Store
 
 Row = tuple[str, str]
@@ -20,11 +21,13 @@ class Live:
         self.total: dict[Row, int] = {}
         self.left: dict[Row, int] = {}
         self.psnr: dict[Row, list[float]] = {}
+        self.diverged: dict[Row, int] = {}
         self.seconds: dict[str, tuple[float, int]] = {}
         for cell in cells(plan):
             row = cell.sampler, cell.sampling.label
             self.total[row] = self.total.get(row, 0) + len(cell.file.numbers)
             self.left[row] = self.left.get(row, 0) + store.missing(cell)
+            self.diverged[row] = self.diverged.get(row, 0) + _diverged(store.of(cell))
         for record in store.times.records:
             self._timed(str(record["sampler"]), float(record["seconds"]))
         self.began, self.spent = time.monotonic(), 0.0
@@ -52,6 +55,7 @@ class Live:
         row = cell.sampler, cell.sampling.label
         self.left[row] = sum(self.store.missing(c) for c in cells(self.plan)
                              if (c.sampler, c.sampling.label) == row)
+        self.diverged[row] += _diverged([result.record for result in results])
         for result in results:
             self._timed(cell.sampler, result.seconds)
             self.spent += result.seconds
@@ -63,6 +67,8 @@ class Live:
             of_file = [psnr_of(r) for r in self.store.of(cell)]
             known = [p for p in of_file if p is not None]
             told = f", {sum(known) / len(known):.2f} dB" if known else ""
+            if lost := _diverged(self.store.of(cell)):
+                told += f", {lost} of {len(of_file)} slices diverged"
             self.say(f"{cell.file.name}: {cell.sampler}, {cell.sampling.label}, seed {cell.seed}"
                      f"{told}; {self._time_left()}")
 
@@ -92,14 +98,19 @@ class Live:
                       title=self._time_left())
         for row, total in self.total.items():
             found = self.psnr.get(row)
-            table.add_row(*row, f"{total - self.left[row]} / {total}",
+            lost = f", {self.diverged[row]} diverged" if self.diverged[row] else ""
+            table.add_row(*row, f"{total - self.left[row]} / {total}{lost}",
                           f"{sum(found) / len(found):.2f}" if found else "")
         return table
 
 
 def psnr_of(record: dict[str, Any]) -> float | None:
     """PSNR of one slice with the range of its volume; None where nothing was to be measured."""
-    if not record["squared_error"]:  # no reference, or an empty slice
+    if not record["squared_error"]:  # no reference, an empty slice, or it diverged
         return None
     mse = record["squared_error"] / record["pixels"]
     return 10 * math.log10(record["maximum"] ** 2 / mse)
+
+
+def _diverged(records: Sequence[Record]) -> int:
+    return sum(record["diverged"] for record in records)

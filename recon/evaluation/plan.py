@@ -6,14 +6,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from recon import datasets
 from recon.datasets import FormatError, Scan
 from recon.datasets.nrrd import data_file
 from recon.datasets.slices import Slices
-from recon.evaluation.identity import environment, prior_hash
+from recon.evaluation.identity import environment, prior_hash, prior_of
 from recon.evaluation.settings import Sampling, Settings
 from recon.evaluation.subject import Subject, check_sampling, open_subject, samplings_of
-from recon.metrics.conventions import fastmri_maximum
+from recon.metrics.conventions import (
+    SliceSums,
+    fastmri_maximum,
+    slice_sums,
+    whole_slice_sums,
+)
 
 FORMAT = 2  # 1 knew a prior by its weights alone, and nothing of the program
 
@@ -92,6 +99,8 @@ def make_plan(folder: Path, settings: Settings, skip_bad: bool,
 
     Raises FormatError for the first file that cannot be used, unless ``skip_bad``.
     """
+    prior = prior_of(settings)  # first: the files may take an hour
+    settings.check_samplers(prior)
     listed = Slices(folder, skip_bad=skip_bad)
     paths = list(dict.fromkeys(path for path, _ in listed.entries))
     bad, files = list(listed.bad), []
@@ -112,7 +121,7 @@ def make_plan(folder: Path, settings: Settings, skip_bad: bool,
     if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
         raise ValueError(f"several files are called {twice[0]}: rename one, for results go by name")
     return Plan(settings, tuple(files), tuple(listed.left_out), tuple(bad),
-                environment(settings), prior_hash(settings))
+                environment(settings), prior_hash(settings, prior))
 
 
 def _file(path: Path, subject: Subject, settings: Settings) -> File:
@@ -129,10 +138,16 @@ def _file(path: Path, subject: Subject, settings: Settings) -> File:
         references = subject.references
         maximum = (fastmri_maximum(references) if data.kind.startswith("fastmri") else
                    float(references.max()))
+        sums_of(data.kind)(references[0], references[0], maximum)  # raises what a slice would
     size, modified, digest = fingerprint(path)
     return File(path.name, size, modified, digest, data.kind,
                 str(data.attributes.get("acquisition", data.kind)), subject.numbers, ways, maximum,
                 subject.reference_source, str(data.attributes.get("note", "")))
+
+
+def sums_of(kind: str) -> Callable[[Tensor, Tensor, float], SliceSums]:
+    """How slices of a kind of file are measured: in fastMRI's square, or whole."""
+    return slice_sums if kind.startswith("fastmri") else whole_slice_sums
 
 
 def _parts(path: Path) -> list[Path]:

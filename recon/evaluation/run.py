@@ -2,13 +2,15 @@
 
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
 from recon import datasets
+from recon.datasets.slices import new_data
 from recon.evaluation.compute import Result, Worker
-from recon.evaluation.identity import prior_hash
+from recon.evaluation.identity import prior_hash, prior_of
 from recon.evaluation.live import Live
 from recon.evaluation.plan import (
     Cell,
@@ -22,7 +24,7 @@ from recon.evaluation.plan import (
     write_plan,
 )
 from recon.evaluation.ray import computed_by_ray, needed
-from recon.evaluation.records import only_writer
+from recon.evaluation.records import Record, only_writer, read_records
 from recon.evaluation.settings import Settings
 from recon.evaluation.store import Store
 from recon.evaluation.summary import summarise
@@ -46,9 +48,10 @@ def evaluate(folder: str | Path, out: str | Path, settings: Settings, *, engine:
     Coil maps are estimated once and kept in ``out/maps`` until their file is done, or for good in
     the folder ``maps``, which other evaluations may share.
 
-    Data without a reference are reconstructed and not measured. Returns the plan; its ``bad`` names
-    files that ``skip_bad`` left out. Raises ValueError where ``out`` holds an evaluation with other
-    settings or files have changed since, and FormatError for files that cannot be used.
+    Data without a reference are reconstructed and not measured; nor are slices of which a draw
+    diverged, which :func:`diverged` lists. Returns the plan; its ``bad`` names files that
+    ``skip_bad`` left out. Raises ValueError where ``out`` holds slices of another evaluation or
+    files have changed since, and FormatError for files that cannot be used.
     """
     folder, out = Path(folder), Path(out)
     if folder.name in ("", ".."):
@@ -99,8 +102,19 @@ def evaluate(folder: str | Path, out: str | Path, settings: Settings, *, engine:
         say(f"no data, left out: {name}: {why}")
     for name, why in plan.bad:
         say(f"bad, left out: {name}: {why}")
+    for (sampler, label), count in Counter(
+            (r["sampler"], r["sampling"]) for r in diverged(out)).items():
+        say(f"diverged: {sampler}, {label}: {count} slice(s), which summary.md leaves out")
     say(f"{total} slices in {out}: summary.md, records.jsonl, submissions")
     return plan
+
+
+def diverged(out: str | Path) -> list[Record]:
+    """The records of slices of which a draw came to NaN, infinity or what cannot be squared.
+
+    Their images are kept as they are, in the submissions too.
+    """
+    return [record for record in read_records(Path(out) / "records.jsonl") if record["diverged"]]
 
 
 def _foreign(out: Path) -> bool:
@@ -111,18 +125,32 @@ def _foreign(out: Path) -> bool:
 def _planned(folder: Path, out: Path, settings: Settings, skip_bad: bool,
              say: Callable[[str], None]) -> Plan:
     path = out / "plan.json"
-    if not path.exists():
-        plan = make_plan(folder, settings, skip_bad, say)
-        write_plan(path, plan)
-        return plan
-    plan = read_plan(path)
+    if path.exists():
+        try:
+            return _gone_on_with(read_plan(path), folder, out, settings)
+        except ValueError:
+            if read_records(out / "records.jsonl") or (out / "submissions").exists():
+                raise
+        say(f"{out.name}: planned anew, for no slice was done by the plan there")
+        shutil.rmtree(out / "slices", ignore_errors=True)
+    plan = make_plan(folder, settings, skip_bad, say)
+    write_plan(path, plan)
+    return plan
+
+
+def _gone_on_with(plan: Plan, folder: Path, out: Path, settings: Settings) -> Plan:
+    """A plan whose results may be gone on with; ValueError says why others may not."""
     if changed := differences(plan, settings):
         raise ValueError(f"{out.name} holds an evaluation with other settings: "
                          f"{'; '.join(changed)}: choose another --out")
-    if prior_hash(settings) != plan.prior_sha256:
+    if prior_hash(settings, prior_of(settings)) != plan.prior_sha256:
         raise ValueError(f"the prior {settings.prior} is not what it was when {out.name} was "
                          "begun: its weights, what is said of them in it or beside it, or the "
                          "packages it runs on have changed: choose another --out")
+    known = {file.name for file in plan.files} | {name for name, _ in (*plan.left_out, *plan.bad)}
+    if more := new_data(folder, known):
+        raise ValueError(f"{', '.join(more)} came into {folder.name} after {out.name} was begun: "
+                         "take it out, or choose another --out")
     for file in plan.files:
         if not unchanged(place_of(folder, file.name), file):
             raise datasets.FormatError.about(

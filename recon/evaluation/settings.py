@@ -9,7 +9,8 @@ import torch
 
 from recon import samplers
 from recon.mri import MASK_KINDS
-from recon.reconstruct import is_classical, sampler_named
+from recon.priors import Prior
+from recon.reconstruct import RECOMMENDED, _settled, is_classical, sampler_named
 
 ZERO_FILLED = "zero_filled"
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -109,9 +110,27 @@ class Settings(NamedTuple):
         if unknown:
             raise TypeError(f"{name} takes no setting {unknown[0]!r}: it has "
                             f"{', '.join(list(known)[3:])}")
+        for key, value in own.items():
+            usual = known[key].default if key in known else None
+            if isinstance(usual, int | float) and not isinstance(value, int | float):
+                raise TypeError(f"{name}.{key} wants {_WANTED[type(usual)]}, got {value!r}")
         return common | own
 
+    def check_samplers(self, prior: Prior | None) -> None:
+        """Raise what ``recon.reconstruct`` would raise of the samplers' settings."""
+        for name in self.samplers:
+            if name == ZERO_FILLED:
+                continue
+            usual = RECOMMENDED.get(name, {}) if prior is not None and prior.normalised else {}
+            chosen = {key: value for key, value in self.keywords(name).items()
+                      if key not in ("samples", "scale", "chunk")}
+            try:
+                _settled(name, sampler_named(name), {**usual, **chosen})
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{name}: {error}") from error
 
+
+_WANTED = {bool: "true or false", int: "a number", float: "a number"}
 _NOT_OF_SLICES = ("ads", "mbir", "diffusion_mbir")
 
 

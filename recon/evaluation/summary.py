@@ -67,14 +67,19 @@ def summarise(folder: Path, out: Path, plan: Plan, *, fresh: bool = True) -> Non
 
 
 def scores(plan: Plan, records: dict[Any, Record]) -> dict[tuple[str, str, str], list[Volume]]:
-    """By acquisition, sampling and sampler: the volumes that have a reference."""
+    """By acquisition, sampling and sampler: the volumes that have a reference.
+
+    A volume of which a slice diverged, by any seed, is in none.
+    """
+    lost = {(r["file"], r["sampling"], r["sampler"]) for r in records.values() if r["diverged"]}
     found: dict[tuple[str, str, str], dict[str, list[Score]]] = {}
     for cell in cells(plan):
         if cell.file.maximum is None:
             continue
-        one = volume_score([records[(*cell.key, n)] for n in cell.file.numbers])
         group = found.setdefault((cell.file.acquisition, cell.sampling.label, cell.sampler), {})
-        group.setdefault(cell.file.name, []).append(one)
+        if (cell.file.name, cell.sampling.label, cell.sampler) not in lost:
+            one = volume_score([records[(*cell.key, n)] for n in cell.file.numbers])
+            group.setdefault(cell.file.name, []).append(one)
     return {key: [Volume(name, *(math.fsum(getattr(s, field) for s in seeds) / len(seeds)
                                  for field in ("nmse", "psnr", "ssim")))
                   for name, seeds in group.items()] for key, group in found.items()}
@@ -98,7 +103,8 @@ def _sections(plan: Plan, records: dict[Any, Record], figures: list[str]) -> lis
             "compares, others whole. Magnitude of the mean of the draws. Reference: "
             f"{'; '.join(sources)}. ± is half of a {CONFIDENCE:.0%} interval for the mean over "
             "volumes (Student's t), after averaging over seeds.")
-        parts += [part for part in (_hu_table(plan, records), _spread_table(plan, records)) if part]
+    parts += [part for part in (_diverged_table(plan, records), _hu_table(plan, records),
+                                _spread_table(plan, records)) if part]
     unmeasured = [file.name for file in plan.files if file.maximum is None]
     if unmeasured:
         parts.append(f"Reconstructed without a reference: {', '.join(unmeasured)}.")
@@ -140,6 +146,26 @@ def _differences_table(groups: dict[tuple[str, str, str], list[Volume]], plan: P
         ["difference", "volumes", "NMSE", "PSNR dB", "SSIM"], rows)
 
 
+def _diverged_table(plan: Plan, records: dict[Any, Record]) -> str:
+    """What the means leave out."""
+    rows = []
+    for label in dict.fromkeys(cell.sampling.label for cell in cells(plan)):
+        for sampler in plan.settings.samplers:
+            mine = [r for r in records.values()
+                    if (r["sampler"], r["sampling"]) == (sampler, label)]
+            some = [r for r in mine if r["diverged"]]
+            if some:
+                volumes, of = ({r["file"] for r in found} for found in (some, mine))
+                rows.append([f"{label}, {sampler}", f"{len(some)} of {len(mine)}",
+                             f"{len(volumes)} of {len(of)}"])
+    if not rows:
+        return ""
+    return ("Diverged, to NaN, infinity or numbers too large to be squared. Such slices are not "
+            "measured, and volumes with one are left out of that sampler's means, which are then "
+            "of fewer, perhaps easier volumes than others'; differences are of the same ones:"
+            "\n\n" + markdown(["sampling, sampler", "slices", "volumes"], rows))
+
+
 def _hu_table(plan: Plan, records: dict[Any, Record]) -> str:
     """CT numbers, over all pixels of the patients."""
     rows = []
@@ -156,7 +182,7 @@ def _hu_table(plan: Plan, records: dict[Any, Record]) -> str:
         return ""
     return ("Within the patients (above -500 HU, holes filled), mu of water "
             f"{MU_WATER:g} / mm:\n\n"
-            + markdown(["sampling, sampler", "slices", "RMSE HU", "mean error HU"], rows))
+            + markdown(["sampling, sampler", "slices", "RMSE HU", "mean absolute error HU"], rows))
 
 
 def _total(records: Sequence[Record], name: str) -> float:

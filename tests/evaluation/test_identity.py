@@ -17,7 +17,7 @@ import recon
 from recon import datasets, operators, priors
 from recon.evaluation import Settings, evaluate, identity
 from recon.evaluation.compute import Worker
-from recon.evaluation.identity import hash_of, prior_hash, source_hash
+from recon.evaluation.identity import hash_of, prior_hash, prior_of, source_hash
 from recon.priors import Prior
 from recon.priors.loaders import ncsnv2
 from recon.simulate import multicoil_kspace
@@ -93,12 +93,12 @@ def test_words_beside_a_checkpoint_count(tmp_path: Path) -> None:
     for values in ([0, 1], [-1, 1], "normalised"):
         words = {"value_range": values, "schedule": [0.01, 50]}
         (tmp_path / "x.pt.json").write_text(json.dumps(words))
-        found.append(prior_hash(settings))
+        found.append(prior_hash(settings, prior_of(settings)))
         weights.append(hash_of_weights(priors.load(path)))
-        assert prior_hash(settings) == found[-1]
+        assert prior_hash(settings, prior_of(settings)) == found[-1]
     assert len(set(found)) == 3
     assert len(set(weights)) < 3
-    assert prior_hash(settings._replace(samplers={"tv": {}})) == ""
+    assert prior_of(settings._replace(samplers={"tv": {}})) is None
 
 
 def test_files_count_that_no_object_shows(tmp_path: Path) -> None:
