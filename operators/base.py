@@ -71,7 +71,8 @@ class Operator(nn.Module):
         raise TypeError(f"{type(self).__name__} has no forward: write forward(self, x)")
 
     def vjp(self, x: Tensor, v: Tensor) -> Tensor:
-        """``J(x)^H v`` by automatic differentiation, ``(*batch, *domain.shape)``."""
+        """``J(x)^H v`` by automatic differentiation, ``(*batch, *domain.shape)``, without a graph.
+        """
         with torch.inference_mode(False), torch.enable_grad():
             x = _recordable(x).detach().requires_grad_()
             (pull,) = torch.autograd.grad(self(x), x, _recordable(v))
@@ -107,7 +108,8 @@ class LinearOperator(Operator):
 
     def adjoint(self, y: Tensor) -> Tensor:
         """``A^H y``, ``(*batch, *domain.shape)``."""
-        graph = torch.is_grad_enabled() and y.requires_grad
+        # for gradients of y, and of parameters of forward; where nothing wants one, none is kept
+        graph = torch.is_grad_enabled()
         kind = y.dtype.to_complex() if self.domain.is_complex else y.dtype.to_real()
         with torch.inference_mode(False), torch.enable_grad():
             y = _recordable(y)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from recon.operators.base import LinearOperator
-from recon.operators.linear_map import linear_map
+from recon.operators.linear_map import Map, linear_map
 from recon.operators.sparse import SparsePair
 from recon.space import Space
 
@@ -21,7 +21,7 @@ class Matrix(LinearOperator):
     domain, range
         Of n and of m numbers.
 
-    Values are used in the precision of the input.
+    Values are used in the precision of the input. A dense matrix may require gradients.
     """
 
     items = ()
@@ -40,13 +40,18 @@ class Matrix(LinearOperator):
 
     def forward(self, x: Tensor) -> Tensor:
         items = x.reshape(-1, math.prod(self.domain.shape))
-        y = linear_map(items, self._times, self._times_adjoint)
+        y = self._mapped(items, self._times, self._times_adjoint)
         return y.reshape(*self.domain.batch_of(x), *self.range.shape)
 
     def adjoint(self, y: Tensor) -> Tensor:
         items = y.reshape(-1, math.prod(self.range.shape))
-        x = linear_map(items, self._times_adjoint, self._times)
+        x = self._mapped(items, self._times_adjoint, self._times)
         return x.reshape(*self.range.batch_of(y), *self.domain.shape)
+
+    def _mapped(self, items: Tensor, apply: Map, adjoint: Map) -> Tensor:
+        if self.sparse is None and self.matrix.requires_grad:
+            return apply(items)  # recorded as it is, for the gradient of the matrix
+        return linear_map(items, apply, adjoint)
 
     def _times(self, x: Tensor) -> Tensor:
         return self._product(x, adjoint=False, kind=self.range)

@@ -12,6 +12,7 @@ from recon.operators import (
     Identity,
     LinearOperator,
     Masking,
+    Matrix,
     Operator,
     Scale,
     Space,
@@ -20,6 +21,7 @@ from recon.operators import (
     stack,
 )
 from recon.operators.algebra import Zero
+from recon.operators.linear_map import Map
 
 REAL, COMPLEX = Space((1, 5, 6)), Space((1, 5, 6), torch.complex64)
 TALL = Space((3, 5, 6), torch.complex64)
@@ -193,6 +195,49 @@ def test_adjoint_by_autograd_works_in_every_mode() -> None:
     (pull,) = torch.autograd.grad(A.adjoint(y), y, v)  # the adjoint of the adjoint
     assert torch.allclose(pull, A(v))
     assert torch.equal(A.adjoint(y=y), A.adjoint(y))
+
+
+class Learned(LinearOperator):
+    """A matrix that is a parameter; its adjoint is found by autograd."""
+
+    def __init__(self) -> None:
+        super().__init__(Space((1, 6)), Space((1, 4)))
+        self.layer = nn.Linear(6, 4, bias=False, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x)
+        return y
+
+
+def test_gradients_of_the_operator_itself() -> None:
+    x, y = noise(3, 1, 6, dtype=torch.float64), noise(3, 1, 4, dtype=torch.float64, seed=1)
+
+    def loss(forward: Map, adjoint: Map) -> Tensor:
+        misfit: Tensor = (adjoint(y) - x).square().sum() + (forward(x) - y).square().sum()
+        return misfit
+
+    learned = Learned()
+    W = learned.layer.weight
+    matrix = Matrix(W.detach().clone().requires_grad_(), learned.domain, learned.range)
+    (want,) = torch.autograd.grad(loss(lambda x: x @ W.T, lambda y: y @ W), W)
+    (got,) = torch.autograd.grad(loss(learned, learned.adjoint), W)
+    assert torch.allclose(got, want)
+    (of_matrix,) = torch.autograd.grad(loss(matrix, matrix.adjoint), matrix.matrix)
+    assert torch.allclose(of_matrix, want)
+    (half,) = torch.autograd.grad(loss(learned, lambda y: learned.adjoint(y).detach()), W)
+    assert not torch.allclose(half, want)
+    (pulled,) = torch.autograd.grad(matrix(x.requires_grad_()), x, y)
+    assert torch.allclose(pulled, y @ W)
+
+
+def test_adjoint_by_autograd_keeps_no_graph_without_need() -> None:
+    for A in (from_functions(lambda x: torch.fft.fft2(x), domain=COMPLEX, range=COMPLEX),
+              from_functions(lambda x: x.cumsum(-1) * torch.arange(6), domain=COMPLEX,
+                             range=COMPLEX)):
+        assert A.adjoint(noise(2, *COMPLEX.shape)).grad_fn is None
+    learned = Learned()
+    assert learned.requires_grad_(False).adjoint(
+        noise(1, 4, dtype=torch.float64)).grad_fn is None
 
 
 def test_double_precision_keeps_imaginary_parts() -> None:
