@@ -85,7 +85,7 @@ def check(prior: Prior, images: Tensor | None = None, *, size: tuple[int, ...] =
     if not isinstance(prior, Prior):
         raise TypeError(f"check: want a Prior, got {type(prior).__name__}: wrap a network with "
                         "priors.from_network")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed ^ 0x5EED)  # images may be drawn with the seed
     drawn = images is None
     with torch.inference_mode(False), torch.no_grad():
         x0 = _draws(prior, size, generator) if images is None else _flat(prior, images)

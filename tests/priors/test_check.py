@@ -218,6 +218,19 @@ def test_images_of_almost_nothing_but_zeros() -> None:
     assert check(prior, images + 0.1 * torch.arange(256.0).view(16, 16)).levels
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_an_exact_prior_of_few_numbers(seed: int) -> None:
+    """Chance alone takes the noise found far from one in 1024 numbers, and no fault is one."""
+    prior = Gaussian(torch.zeros(1, 16, 16), variance=0.04)
+    x = prior.sample(4, torch.Generator().manual_seed(seed))  # of the seed that check is given
+    report = check(prior, x, seed=seed)
+    assert report.passed, str(report)
+    row = report.levels[0]
+    assert row.doubt == pytest.approx(20 / 32, rel=0.1)  # spread / sigma / sqrt(1024)
+    assert not row._replace(found=1 + 4 * row.doubt).passed
+    assert not row._replace(found=math.inf, doubt=math.inf).passed
+
+
 def test_refusals() -> None:
     with pytest.raises(TypeError, match=r"check: want a Prior, got Linear: wrap a network with"):
         check(nn.Linear(2, 2))  # type: ignore[arg-type]
