@@ -30,7 +30,7 @@ from recon.problem import Problem
 from recon.reconstruct import Reconstruction, is_classical, reconstruct, sampler_named
 from recon.report import panels
 from recon.report.figure import Panel
-from recon.simulate import simulated_scan
+from recon.simulate import simulated_scan, white_of_file
 
 
 class Settings(NamedTuple):
@@ -164,7 +164,9 @@ def opened(path: Path, settings: Settings) -> Opened:
     if settings.views is not None:
         projections = ct.simulated_projections(found, settings.views, seed=seed)
         return Opened(projections, None, ct.operator_of(projections), settings.noise_std, origin)
-    scan = simulated_scan(found, seed=seed)
+    white = (None if settings.slices is None else
+             white_of_file(path, series=settings.series, unit=settings.unit))
+    scan = simulated_scan(found, seed=seed, white=white)
     return Opened(scan, _mask(scan, settings), None, settings.noise_std, origin)
 
 

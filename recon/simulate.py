@@ -5,7 +5,9 @@ import math
 import torch
 from torch import Tensor
 
+from recon import datasets
 from recon.datasets import Scan, Volume
+from recon.datasets.errors import StrPath
 from recon.operators.mri.fourier import fft2c, ifft2c
 
 
@@ -52,10 +54,19 @@ def multicoil_kspace(magnitude: Tensor, *, coils: int = 8, noise_std: float = 0.
     return cut + noise_std * torch.view_as_complex(n)
 
 
-def simulated_scan(volume: Volume, *, coils: int = 8, noise: float = 0.01, seed: int = 0) -> Scan:
+def white_of_file(path: StrPath, *, series: str | None = None, unit: str | None = None) -> float:
+    """The 99.5 % quantile of the magnitude of a file's images: every n-th, 16 to 31 of them."""
+    step = _step(datasets.describe(path, series=series)["slices"])
+    found = datasets.open(path, slice(None, None, step), series=series, unit=unit)
+    return _white(found.values.abs())
+
+
+def simulated_scan(volume: Volume, *, coils: int = 8, noise: float = 0.01, seed: int = 0,
+                   white: float | None = None) -> Scan:
     """Fully sampled k-space of a volume's magnitude by :func:`multicoil_kspace`, not measured.
 
-    ``noise`` is per real number of k-space, in parts of the volume's 99.5 % quantile; ``seed`` and
+    ``noise`` is per real number of k-space, in parts of ``white``: of the volume's 99.5 % quantile,
+    unless given, as :func:`white_of_file` where the volume is some slices of a file. ``seed`` and
     the slice's place in ``volume`` decide its draws. Odd sizes get a row or column of zeros, which
     ``crop`` takes away. ``reference`` is the magnitude itself.
     """
@@ -63,8 +74,7 @@ def simulated_scan(volume: Volume, *, coils: int = 8, noise: float = 0.01, seed:
     height, width = magnitude.shape[-2:]
     # centre_crop starts at (n - m) // 2, 0 for one line more, so the line goes behind
     padded = torch.nn.functional.pad(magnitude, [0, width % 2, 0, height % 2])
-    values = magnitude[::max(1, len(magnitude) // 16)].flatten()
-    unit = float(values[:: max(1, values.numel() >> 23)].quantile(0.995))
+    unit = _white(magnitude[:: _step(len(magnitude))]) if white is None else white
     kspace = torch.stack([
         multicoil_kspace(one, coils=coils, noise_std=noise * unit,
                          generator=torch.Generator().manual_seed(seed + number))
@@ -73,3 +83,12 @@ def simulated_scan(volume: Volume, *, coils: int = 8, noise: float = 0.01, seed:
     said = [str(volume.attributes["note"])] if "note" in volume.attributes else []
     return Scan(kspace, None, None, magnitude, (height, width),
                 {**volume.attributes, "note": "; ".join([*said, note])}, volume.name, "simulated")
+
+
+def _step(slices: int) -> int:
+    return max(1, slices // 16)
+
+
+def _white(magnitude: Tensor) -> float:
+    values = magnitude.flatten()
+    return float(values[:: max(1, values.numel() >> 23)].quantile(0.995))

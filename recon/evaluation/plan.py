@@ -37,7 +37,8 @@ class File(NamedTuple):
     numbers: tuple[int, ...]
     samplings: tuple[Sampling, ...]
     maximum: float | None
-    """The largest value of its reference, the range of its PSNR and SSIM; None without one."""
+    """The largest value of its reference, of the slices chosen: the range of its PSNR and SSIM;
+    None without one."""
     reference: str
     note: str
 

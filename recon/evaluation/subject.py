@@ -17,7 +17,7 @@ from recon.datasets.open import WITHOUT_UNIT
 from recon.evaluation.settings import AS_MEASURED, Sampling, Settings
 from recon.operators import CartesianMRI, LinearOperator
 from recon.operators.mri.fourier import ifft2c
-from recon.simulate import simulated_scan
+from recon.simulate import simulated_scan, white_of_file
 
 _MAPS_VERSION = "1"  # of the estimate: a change of its numbers must not meet old maps
 
@@ -57,7 +57,8 @@ def open_subject(path: Path, settings: Settings) -> Subject:
     std = None
     if isinstance(found, Volume):
         if found.unit != "HU":
-            found = simulated_scan(found, seed=_simulation_seed(path.name, first))
+            white = None if settings.slices is None else white_of_file(path, unit=unit)
+            found = simulated_scan(found, seed=_simulation_seed(path.name, first), white=white)
     elif isinstance(found, Scan):
         found, std = mri.whitened(found)
     references, source = _references(found)

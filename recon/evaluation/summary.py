@@ -95,14 +95,16 @@ def _sections(plan: Plan, records: dict[Any, Record], figures: list[str]) -> lis
     parts = ["# Evaluation"]
     if groups:
         parts += [_scores_table(groups), _differences_table(groups, plan)]
+        some = plan.settings.slices
+        chosen = "" if some is None else f", of its slices from {some[0]} to {some[1] - 1} alone"
         sources = sorted({file.reference for file in plan.files if file.maximum is not None})
         parts.append(
             "NMSE, PSNR and SSIM of volumes: NMSE and PSNR over the whole volume, SSIM (7 x 7 "
             "uniform window) averaged over its slices, the range being the largest value of the "
-            "reference volume; files of fastMRI's layout in the square that `fastmri.evaluate` "
-            "compares, others whole. Magnitude of the mean of the draws. Reference: "
-            f"{'; '.join(sources)}. ± is half of a {CONFIDENCE:.0%} interval for the mean over "
-            "volumes (Student's t), after averaging over seeds.")
+            f"reference volume{chosen}; files of fastMRI's layout in the square that "
+            "`fastmri.evaluate` compares, others whole. Magnitude of the mean of the draws. "
+            f"Reference: {'; '.join(sources)}. ± is half of a {CONFIDENCE:.0%} interval for the "
+            "mean over volumes (Student's t), after averaging over seeds.")
     parts += [part for part in (_diverged_table(plan, records), _hu_table(plan, records),
                                 _spread_table(plan, records)) if part]
     unmeasured = [file.name for file in plan.files if file.maximum is None]
