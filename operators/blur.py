@@ -1,5 +1,7 @@
 """Blur by convolution with a known kernel."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -99,3 +101,7 @@ class Blur(LinearOperator):
         if kept.stamp:
             self._spectrum = kept
         return kept
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a copied kernel counts its versions anew, so that the stamp would fit another one
+        return self.__dict__ | {"_spectrum": None}

@@ -1,5 +1,7 @@
 """Blur by a kernel that changes across the image."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -80,6 +82,10 @@ class VaryingBlur(LinearOperator):
             self._spectrum = kept
         weights = self.weights.to(like.device, like.dtype.to_real())
         return list(zip(weights.unsqueeze(1), kept.transfer.unsqueeze(1), strict=True))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a copied kernel counts its versions anew, so that the stamp would fit another one
+        return self.__dict__ | {"_spectrum": None}
 
 
 def region_weights(regions: tuple[int, ...], size: tuple[int, ...]) -> Tensor:

@@ -1,6 +1,7 @@
 """Blur against scipy, its closed forms against dense algebra, and what it refuses."""
 
 import copy
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from recon.operators import (
     Blur,
     LinearOperator,
     Space,
+    VaryingBlur,
     gaussian_kernel,
     motion_kernel,
     shake_kernel,
@@ -285,6 +287,29 @@ def test_spectrum_follows_the_kernel() -> None:
     twin.kernel = one.kernel
     assert torch.equal(twin(x), one(x))
     assert relative(one.float()(x), one(x)) < 1e-6
+
+
+@pytest.mark.parametrize("make", [
+    lambda seed: Blur(noise(3, 3, seed=seed), Space((1, 6, 7))),
+    lambda seed: VaryingBlur(noise(2, 3, 3, seed=seed), noise(2, 6, 7), Space((1, 6, 7))),
+])
+@pytest.mark.parametrize("saved", [False, True])
+def test_copies_forget_the_kept_spectrum(make: Callable[[int], LinearOperator], saved: bool,
+                                         ) -> None:
+    A, x = make(0), noise(1, 6, 7)
+    A.load_state_dict(make(1).state_dict())
+    A.load_state_dict(make(2).state_dict())
+    A(x)  # kept, of the second version of its kernel
+    for loads in range(4):  # one of which has the version of the kernel that was copied
+        B = copy.deepcopy(A)
+        if saved:
+            file = io.BytesIO()
+            torch.save(A, file)
+            file.seek(0)
+            B = torch.load(file, weights_only=False)
+        for seed in range(3, 3 + loads):
+            B.load_state_dict(make(seed).state_dict())
+        assert torch.equal(B(x), make(2 + loads)(x))
 
 
 def test_kept_spectrum_serves_autograd_after_inference_mode() -> None:
