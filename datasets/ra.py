@@ -17,7 +17,7 @@ from torch import Tensor
 from recon.datasets.bart import DIMENSIONS, arranged, scan_of
 from recon.datasets.errors import FormatError, StrPath, read_head
 from recon.datasets.scan import Layout, Scan
-from recon.datasets.write import replacing
+from recon.datasets.write import on_host, replacing
 
 MAGIC = b"rawarray"
 KINDS = {0: "records", 1: "integers", 2: "unsigned integers", 3: "floats", 4: "complex numbers",
@@ -101,7 +101,7 @@ def write_ra(path: StrPath, array: Tensor | NDArray[Any], *, overwrite: bool = F
     ``datasets.to_bart_axes`` brings ``(slices, coils, H, W)`` into that order. Real input is stored
     with zero imaginary part.
     """
-    plain = array.detach().resolve_conj().cpu().numpy() if isinstance(array, Tensor) else array
+    plain = on_host(array)
     if plain.dtype.kind not in "cfiub":
         raise TypeError(f"write_ra: want numbers, got {plain.dtype}")
     if not 1 <= plain.ndim <= DIMENSIONS or plain.size == 0:

@@ -146,7 +146,7 @@ def write_submission(folder: StrPath, name: str, reconstruction: Array, *, v2: b
 def write_npz(path: StrPath, arrays: Mapping[str, Array | ArrayLike], *,
               overwrite: bool = False) -> None:  # fmt: skip
     """Write named arrays to exactly ``path``, dtypes kept; never Python objects."""
-    plain = {key: _host(value) for key, value in arrays.items()}
+    plain = {key: on_host(value) for key, value in arrays.items()}
     for key, array in plain.items():
         if array.dtype.hasobject:
             raise TypeError(f"write_npz: {key}: want numbers or text, got Python objects")
@@ -222,7 +222,7 @@ def write_fastmri(
     arrays: dict[str, Any] = {}
     if mask is not None:
         kspace = torch.where(mask, kspace, 0)
-        arrays["mask"] = _host(mask)
+        arrays["mask"] = on_host(mask)
         own["acceleration"] = round(width / max(1, int(mask.sum())))
         own["num_low_frequency"] = acs_width(mask)
     else:
@@ -274,13 +274,16 @@ def _header_xml(size: tuple[int, int], recon: tuple[int, int], padding: tuple[in
     )
 
 
-def _host(x: Array | ArrayLike) -> NDArray[Any]:
-    return x.detach().resolve_conj().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+def on_host(x: Array | ArrayLike) -> NDArray[Any]:
+    """As numpy sees it, without the conjugation and sign that torch may put off."""
+    if not isinstance(x, Tensor):
+        return np.asarray(x)
+    return x.detach().resolve_conj().resolve_neg().cpu().numpy()
 
 
 def as_numbers(name: str, x: Array, complex_too: bool) -> NDArray[Any]:
     """float32 or complex64 on the host."""
-    array = _host(x)
+    array = on_host(x)
     if array.dtype.kind == "c" and not complex_too:
         raise ValueError(f"{name}: want real values, got {array.dtype}: pass its magnitude, .abs()")
     if array.dtype.kind not in "cfiub":

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from recon.datasets.deidentify import coded, decimal_string, numbers
 from recon.datasets.derived import sources_of
 from recon.datasets.errors import StrPath
-from recon.datasets.write import Array, replacing
+from recon.datasets.write import Array, on_host, replacing
 from recon.datasets.write_folder import MAKER, refuse_existing_folder, replacing_folder
 
 if TYPE_CHECKING:
@@ -239,7 +238,7 @@ def write_parametric_map(
 
 
 def _stack(values: Array) -> NDArray[np.float32]:
-    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    array = on_host(values)
     if array.dtype.kind not in "fiub":
         raise ValueError(f"values: want real numbers, got {array.dtype}: pass the magnitude of "
                          "complex images")  # fmt: skip
