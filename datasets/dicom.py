@@ -5,7 +5,6 @@ Multi-frame objects are refused.
 """
 
 import importlib.util
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from recon.datasets.dicom_header import Header, has_signature, parse, quiet, uid_name
 from recon.datasets.dicom_series import find_stack
-from recon.datasets.errors import HEAD_BYTES, FormatError, StrPath
+from recon.datasets.errors import HEAD_BYTES, FormatError, StrPath, base_name
 from recon.datasets.scan import Attributes, Layout, select
 from recon.datasets.volume import AIR_HU, Volume, affine_of_slices
 
@@ -108,10 +107,9 @@ def read_dicom(path: StrPath, slices: slice | None = None, series: str | None = 
     attributes = _attributes(headers)
     if notes:
         attributes["note"] = "; ".join(notes)
-    name = Path(os.path.abspath(path)).name  # noqa: PTH100
     unit = "HU" if kind == "dicom_ct" else "arbitrary"
-    return Volume(values, unit, affine, padding if bool(padding.any()) else None, attributes, name,
-                  kind)  # fmt: skip
+    return Volume(values, unit, affine, padding if bool(padding.any()) else None, attributes,
+                  base_name(path), kind)  # fmt: skip
 
 
 def layout_dicom(path: StrPath, series: str | None = None) -> Layout:

@@ -10,6 +10,11 @@ HEAD_BYTES = 512
 LONGEST = 800  # characters of a message
 
 
+def base_name(path: StrPath) -> str:
+    """The name of a file or folder; ``.`` has one too, and a link keeps its own."""
+    return Path(os.path.abspath(path)).name  # noqa: PTH100
+
+
 class FormatError(ValueError):
     """A file is not what its name or its layout promises.
 
@@ -20,7 +25,7 @@ class FormatError(ValueError):
     @classmethod
     def about(cls, path: StrPath, problem: str, key: str | None = None) -> "FormatError":
         """``"<base name>: <key>: <problem>"``; a classmethod so that the error still pickles."""
-        where = Path(path).name if key is None else f"{Path(path).name}: {key}"
+        where = base_name(path) if key is None else f"{base_name(path)}: {key}"
         told = f"{where}: {problem}"
         if len(told) > LONGEST:
             told = f"{told[: LONGEST - 200]} [...] {told[-200:]}"  # what to do comes last

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from recon.datasets.bart import bart_paths, layout_bart, read_bart
 from recon.datasets.dicom import is_dicom, layout_dicom, read_dicom
-from recon.datasets.errors import FormatError, StrPath, read_head
+from recon.datasets.errors import FormatError, StrPath, base_name, read_head
 from recon.datasets.fastmri import layout_fastmri, read_fastmri
 from recon.datasets.ismrmrd import layout_ismrmrd, read_ismrmrd
 from recon.datasets.ismrmrd_acquisitions import is_ismrmrd
@@ -136,13 +136,13 @@ def open(path: StrPath, slices: slice | None = None, *,  # noqa: A001
 
 def _check_only(argument: str, wanted: tuple[str, ...], path: StrPath, kind: str) -> None:
     if kind not in wanted:
-        raise ValueError(f"{argument} is for {' and '.join(wanted)} files, {Path(path).name} is "
+        raise ValueError(f"{argument} is for {' and '.join(wanted)} files, {base_name(path)} is "
                          f"{kind}: leave it out")
 
 
 def stem(path: StrPath) -> str:
     """The name without the ending that tells its kind: BART's ``scan.v2`` has none."""
-    name = Path(path).name
+    name = base_name(path)
     endings = [end for kind in KINDS.values() for end in kind.endings]
     found = [end for end in endings if name.lower().endswith(end) and len(name) > len(end)]
     return name[: len(name) - max(map(len, found))] if found else name
@@ -171,7 +171,7 @@ def describe(path: StrPath, *, series: str | None = None) -> dict[str, Any]:
     if series is not None:
         _check_only("series", ("dicom",), path, kind)
     layout = KINDS[kind].layout(path) if series is None else layout_dicom(path, series)
-    about: dict[str, Any] = {"name": path.name, "kind": layout.kind, "keys": layout.keys}
+    about: dict[str, Any] = {"name": base_name(path), "kind": layout.kind, "keys": layout.keys}
     about |= dict.fromkeys(_DETAILS)
     if layout.slices == 0:
         return about

@@ -1,10 +1,13 @@
 """Reconstructing files: every slice of every file, one result and one figure each."""
 
 import math
+import os
+import re
 import sys
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +15,7 @@ import torch
 from torch import Tensor
 
 from recon import ct, datasets, metrics, priors
-from recon.datasets import Projections, Scan, Volume
+from recon.datasets import FormatError, Projections, Scan, Volume
 from recon.datasets.nifti import nibabel_or_advice
 from recon.mri import cropped, problem, undersampling, whitened
 from recon.operators import CartesianMRI, LinearOperator
@@ -91,20 +94,25 @@ def reconstruct_file(files: Sequence[Path], out: Path, settings: Settings,
     if settings.format == "nifti":
         nibabel_or_advice()
     if settings.deidentify and settings.format != "dicom":
-        raise ValueError("--deidentify is for --format dicom: no other result holds anything of "
-                         "the patient")
+        raise ValueError("--deidentify is for --format dicom: other results hold nothing of the "
+                         "patient but the file's name, which is yours to change")
     chosen = settings.slices or slice(None)
     if min(chosen.start or 0, chosen.stop or 0) < 0:
         raise ValueError(f"slices want numbers >= 0, got {chosen}")
-    targets = _targets(files, out, settings)
+    files = [Path(os.path.abspath(path)) for path in files]  # noqa: PTH100 - "." gets a name
+    labels = [_label(path, number, settings) for number, path in enumerate(files, 1)]
+    targets = _targets(labels, out, settings)
     prior = None
     if not classical:
         prior = priors.load(settings.prior, precision=settings.precision, device=settings.device)
-    for path in files[1:]:  # the first one's turn is now; hours of it must not hide another's fault
-        _checked(path, settings)
-    for number, (path, target) in enumerate(zip(files, targets, strict=True), 1):
-        label = _label(path, number, settings) if settings.deidentify else path.name
-        _one(path, target, label, prior, settings, say)
+    shown = labels if settings.deidentify else [path.name for path in files]
+    # the first one's turn is now; hours of it must not hide another's fault
+    for path, label in zip(files[1:], shown[1:], strict=True):
+        with _called(path, label):
+            _checked(path, settings)
+    for path, target, label in zip(files, targets, shown, strict=True):
+        with _called(path, label):
+            _one(path, target, label, prior, settings, say)
 
 
 def refuse_results(paths: Iterable[Path], overwrite: bool) -> None:
@@ -119,8 +127,7 @@ def refuse_results(paths: Iterable[Path], overwrite: bool) -> None:
             datasets.refuse_existing(path, overwrite)
 
 
-def _targets(files: Sequence[Path], out: Path, settings: Settings) -> list[Path]:
-    stems = [_label(path, number, settings) for number, path in enumerate(files, 1)]
+def _targets(stems: Sequence[str], out: Path, settings: Settings) -> list[Path]:
     if len(set(stems)) < len(stems):
         raise ValueError("two files have one name, and would overwrite each other's result: "
                          "reconstruct them into different folders")
@@ -132,6 +139,31 @@ def _targets(files: Sequence[Path], out: Path, settings: Settings) -> list[Path]
 
 def _label(path: Path, number: int, settings: Settings) -> str:
     return f"case_{number:04}" if settings.deidentify else datasets.stem(path)
+
+
+@contextmanager
+def _called(path: Path, label: str) -> Iterator[None]:
+    """Errors of a file say ``label`` where they would give its name, or that of a file in it."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        if label == path.name:
+            raise
+        if isinstance(error, OSError):
+            raise OSError(f"{label}: {error.strerror or type(error).__name__}") from None
+        kind = next(k for k in (ImportError, FormatError, ValueError) if isinstance(error, k))
+        raise kind(_renamed(str(error), path, label)) from None
+
+
+def _renamed(text: str, path: Path, label: str) -> str:
+    """``text`` with ``label`` for every name by which it may call the file ``path``."""
+    if label == path.name:
+        return text
+    inside = [one.name for one in path.iterdir()] if path.is_dir() else []
+    names = {path.name, datasets.stem(path), path.stem, *inside}
+    # Whole names: a file called 3 is not the 3 of 13.
+    any_of = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    return re.sub(rf"(?<![^\W_])(?:{any_of})(?![^\W_])", label, text)
 
 
 def opened(path: Path, settings: Settings) -> Opened:
@@ -210,7 +242,7 @@ def _one(path: Path, target: Path, label: str, prior: priors.Prior | None, setti
     case = _checked(path, settings)
     data = case.data
     if "note" in data.attributes:
-        say(f"{label}: {data.attributes['note']}")
+        say(f"{label}: {_renamed(str(data.attributes['note']), path, label)}")
     if isinstance(data, Scan):
         count, sampled = len(data.kspace), float(_of(case.mask).float().mean())
         say(f"{label}: {count} slice(s), {data.kspace.shape[1]} coil(s), "

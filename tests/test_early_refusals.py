@@ -91,6 +91,36 @@ def test_places_that_a_format_cannot_say(tmp_path: Path, refused: Refused, kind:
     assert said in refused([tmp_path / "a.nii"], ValueError, mask="equispaced", format=kind)
 
 
+NAMED = ("DOE", "JANE", "Jane", "doe_")
+
+
+def test_deidentified_messages_say_no_file_name(tmp_path: Path, refused: Refused) -> None:
+    """Folders, and files in them, are often called by the patient."""
+    gap = series(tmp_path / "DOE_JANE")
+    (gap / "IM_0002.dcm").unlink()
+    (gap / "IM_0001.dcm").rename(gap / "Jane-1.dcm")
+    write_series(gap, np.ones((1, 24, 24)), origin=(0, 0, 90), series_number=3, name="{}.dcm")
+    twice = series(tmp_path / "JANE")
+    (twice / "doe_2.dcm").write_bytes((twice / "IM_0002.dcm").read_bytes()[:900])
+    cases: tuple[tuple[Path, type[Exception]], ...] = (
+        (gap, ValueError), (twice, ValueError), (tmp_path / "JANE.DOE", OSError),
+        (tmp_path / "DOE.nii", OSError))  # the last two are not there
+    for path, error in cases:
+        with pytest.raises((ValueError, OSError)) as plain:
+            datasets.open(path)
+        assert any(name in str(plain.value) for name in NAMED)  # the planted fault: as it comes
+        for files, label in (([path], "case_0001"), ([series(tmp_path / "ok"), path],
+                                                     "case_0002")):
+            text = refused(files, error, views=9, format="dicom", deidentify=True)
+            assert label in text
+            assert not any(name in text for name in NAMED)
+
+
+def test_deidentification_is_for_dicom(tmp_path: Path, refused: Refused) -> None:
+    text = refused([series(tmp_path / "ct")], ValueError, views=9, deidentify=True)
+    assert "but the file's name" in text
+
+
 def test_what_is_refused_early_is_what_writing_refuses(tmp_path: Path) -> None:
     """And the other way round: where nothing is said early, writing takes it."""
     headers = datasets.source_headers(series(tmp_path / "ct"))

@@ -253,3 +253,25 @@ def test_sizes_of_kspace_come_from_its_file(said: dict[str, float], tmp_path: Pa
     assert (affine is None) == (spacing is None)
     if affine is not None:
         assert affine[:3, :3].norm(dim=0).tolist() == pytest.approx(spacing)
+
+
+def test_the_folder_one_is_in_has_a_name(reconstruct: Callable[..., Ran], series: Path,
+                                         recon: Callable[..., Ran], tmp_path: Path,
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """``.`` is the same series as its folder by name: one result, one noise, one label."""
+    common = ("--views", 9, "--sampler", "tv", "--slices", 1)
+    monkeypatch.chdir(series)
+    told = recon("info", ".")
+    assert told.out.splitlines()[0] == "case"
+    assert "spacing_mm: 3 x 4 x 4" in told.out
+    assert "value_range: -1000 to 700" in told.out
+    ran = reconstruct(".", *common)
+    assert ran.code == 0, ran.err
+    assert ran.out.startswith("case: ")
+    stored = (tmp_path / "out" / "case_recon.h5").read_bytes()
+    monkeypatch.chdir(tmp_path)
+    assert reconstruct("case", *common, "--overwrite").code == 0
+    assert (tmp_path / "out" / "case_recon.h5").read_bytes() == stored
+    (series / "IM_0002.dcm").write_bytes(b"")
+    monkeypatch.chdir(series)
+    assert reconstruct(".", *common, "--overwrite").err.startswith("recon: IM_0002.dcm: ")
