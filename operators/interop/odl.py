@@ -82,8 +82,8 @@ def to_odl(A: Operator, domain: Any = None, range: Any = None) -> Any:  # noqa: 
     Examples
     --------
     >>> A = to_odl(Masking(torch.tensor([1, 0, 1]), Space((1, 3))))
-    >>> A(A.domain.one()).asarray()
-    array([[1., 0., 1.]], dtype=float32)
+    >>> A(A.domain.one()).asarray().tolist()
+    [[1.0, 0.0, 1.0]]
     """
     odl = _odl()
     if not isinstance(A, Operator):
