@@ -1,5 +1,6 @@
 """``recon check``: does a prior denoise what it is given, in the units it is told?"""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,12 +46,13 @@ def prior(
     from recon import priors
 
     opened = priors.load(
-        name_or_path, value_range=_range("value-range", value_range), is_complex=is_complex,
+        name_or_path, value_range=_value_range(value_range), is_complex=is_complex,
         predicts=predicts, schedule=_schedule(noise), sigma_data=sigma_data,  # type: ignore[arg-type]
         head_channels=head_channels, device=device)
     x = None
     if images is not None:
-        x = _images(images, opened.channels, _range("image-range", image_range))
+        x = _images(images, opened.channels,
+                    None if image_range is None else _ends("image-range", image_range))
     elif name_or_path == "brain-mri":
         from recon.demo import shipped_slice
 
@@ -62,14 +64,21 @@ def prior(
         raise typer.Exit(1)
 
 
-def _range(option: str, text: str | None) -> Any:
-    if text is None or text == "normalised":
-        return text
+def _ends(option: str, text: str, others: str = "") -> tuple[float, float]:
     try:
         low, high = (float(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"--{option} wants LOW,HIGH, got {text!r}") from None
+        low = high = math.nan
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"--{option} wants {others}LOW,HIGH, two numbers of which the first is "
+                         f"the smaller, got {text!r}")
     return low, high
+
+
+def _value_range(text: str | None) -> Any:
+    if text is None or text == "normalised":
+        return text
+    return _ends("value-range", text, "normalised or ")
 
 
 def _schedule(text: str | None) -> Any:
@@ -79,7 +88,10 @@ def _schedule(text: str | None) -> Any:
         return None
     if text in ("linear", "flow"):
         return priors.VariancePreserving.linear() if text == "linear" else priors.Flow()
-    return priors.VarianceExploding(*_range("noise", text))
+    low, high = _ends("noise", text, "linear, flow or ")
+    if low <= 0:
+        raise ValueError(f"--noise wants levels > 0, got {text!r}")
+    return priors.VarianceExploding(low, high)
 
 
 def _images(path: Path, channels: int, values: Any) -> "Tensor":

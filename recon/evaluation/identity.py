@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -51,14 +52,14 @@ def hash_of(prior: Prior, read_from: Sequence[Path] = ()) -> str:
 
     Weights alone do not: the same ones mean another denoiser where their units, their noise levels
     or what they predict are others. Counted are the names and bits of all tensors, the classes of
-    all modules and the versions of the packages they are of, and the numbers and schedules of the
-    priors among them. The files' bytes hold what no object shows, such as an ONNX network.
+    all modules and the versions of the packages they are of, and the numbers of priors, schedules
+    and networks written here. The files' bytes hold what no object shows, such as an ONNX network.
     """
     told = hashlib.sha256()
     for name, module in prior.named_modules():
         told.update(f"\n{name}: {type(module).__qualname__}".encode())
-        if isinstance(module, Prior):
-            for part in _of_prior(module):
+        if isinstance(module, Prior) or _is_ours(module):
+            for part in _numbers_of(module):
                 told.update(part)
     for name, tensor in (*prior.named_parameters(), *prior.named_buffers()):
         told.update(f"\n{name} ".encode() + _bits(tensor))
@@ -72,17 +73,22 @@ def hash_of(prior: Prior, read_from: Sequence[Path] = ()) -> str:
     return told.hexdigest()
 
 
-def _of_prior(one: Any) -> Iterator[bytes]:
-    """The numbers of a prior, or of a schedule that it has; of other objects no more than that."""
+def _is_ours(one: Any) -> bool:
+    return type(one).__module__.startswith("recon.priors")
+
+
+def _numbers_of(one: Any) -> Iterator[bytes]:
+    """Attributes that are numbers, tensors or functions, by name, and those of its schedules."""
     for name, value in sorted(vars(one).items()):
         if value is None or isinstance(value, bool | int | float | complex):
             yield f"\n{name} = {value!r}".encode()
         elif isinstance(value, Tensor):
             yield f"\n{name} = ".encode() + _bits(value)
-        elif type(value).__module__.startswith("recon.priors") and not isinstance(value, nn.Module):
+        elif isinstance(value, FunctionType | BuiltinFunctionType):
+            yield f"\n{name} = {value.__qualname__}".encode()
+        elif _is_ours(value) and not isinstance(value, nn.Module) and hasattr(value, "__dict__"):
             yield f"\n{name} = {type(value).__qualname__}".encode()
-            if hasattr(value, "__dict__"):
-                yield from _of_prior(value)
+            yield from _numbers_of(value)
 
 
 def _bits(tensor: Tensor) -> bytes:
@@ -94,7 +100,7 @@ def _bits(tensor: Tensor) -> bytes:
 @functools.cache  # once: what is loaded does not follow the files
 def source_hash() -> str:
     """SHA-256 of the program itself: its version stays the same while it is worked on."""
-    found = {}
+    found: dict[str, Path] = {}
     for package, room in ((recon, ""), (operators, "operators/"), (priors, "priors/"),
                           (datasets, "datasets/")):
         (folder, *_) = package.__path__  # in a checkout rooms lie behind links, installed inside

@@ -14,7 +14,13 @@ from recon.datasets.nrrd import data_file
 from recon.datasets.slices import Slices
 from recon.evaluation.identity import environment, prior_hash, prior_of
 from recon.evaluation.settings import Sampling, Settings
-from recon.evaluation.subject import Subject, check_sampling, open_subject, samplings_of
+from recon.evaluation.subject import (
+    Subject,
+    check_sampling,
+    open_subject,
+    samplings_of,
+    views_left_out,
+)
 from recon.metrics.conventions import (
     SliceSums,
     fastmri_maximum,
@@ -108,7 +114,7 @@ def make_plan(folder: Path, settings: Settings, skip_bad: bool,
     for i, path in enumerate(paths):
         say(f"reading {path.name} ({i + 1} of {len(paths)})")
         try:
-            files.append(_file(path, open_subject(path, settings), settings))
+            files.append(_file(path, open_subject(path, settings), settings, say))
         except (ValueError, OSError) as error:  # FormatError is one
             why = str(error).removeprefix(f"{path.name}: ")
             if not skip_bad:
@@ -125,11 +131,13 @@ def make_plan(folder: Path, settings: Settings, skip_bad: bool,
                 environment(settings), prior_hash(settings, prior))
 
 
-def _file(path: Path, subject: Subject, settings: Settings) -> File:
+def _file(path: Path, subject: Subject, settings: Settings, say: Callable[[str], None]) -> File:
     data = subject.data
-    ways = samplings_of(data, settings)
+    ways, left_out = samplings_of(data, settings), views_left_out(data, settings)
     if not ways:
-        raise ValueError(f"has fewer views than any of {settings.views}")
+        raise ValueError(left_out)
+    if left_out:
+        say(f"{path.name}: {left_out}: left out")
     for sampling in ways:
         check_sampling(subject, sampling, settings)
     if not isinstance(data, Scan) and "zero_filled" in settings.samplers:
@@ -141,9 +149,10 @@ def _file(path: Path, subject: Subject, settings: Settings) -> File:
                    float(references.max()))
         sums_of(data.kind)(references[0], references[0], maximum)  # raises what a slice would
     size, modified, digest = fingerprint(path)
+    notes = [str(data.attributes["note"])] if "note" in data.attributes else []
     return File(path.name, size, modified, digest, data.kind,
                 str(data.attributes.get("acquisition", data.kind)), subject.numbers, ways, maximum,
-                subject.reference_source, str(data.attributes.get("note", "")))
+                subject.reference_source, "; ".join([*notes, *([left_out] if left_out else [])]))
 
 
 def sums_of(kind: str) -> Callable[[Tensor, Tensor, float], SliceSums]:

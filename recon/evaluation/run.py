@@ -45,7 +45,7 @@ def evaluate(folder: str | Path, out: str | Path, settings: Settings, *, engine:
     to the bit. Batches, workers and engines do not change them but for rounding in the network,
     which sees ``settings.batch`` slices at once.
 
-    Coil maps are estimated once and kept in ``out/maps`` until their file is done, or for good in
+    Coil maps are estimated once and kept in ``out/.maps`` until their file is done, or for good in
     the folder ``maps``, which other evaluations may share.
 
     Data without a reference are reconstructed and not measured; nor are slices of which a draw
@@ -88,7 +88,7 @@ def evaluate(folder: str | Path, out: str | Path, settings: Settings, *, engine:
             if 0 < todo < total:
                 say(f"going on: {total - todo} of {total} slices are done")
             with Live(plan, store, progress, say) as live:
-                kept = out / "maps" if maps is None else Path(maps)
+                kept = out / ".maps" if maps is None else Path(maps)
                 for cell, results in _results(engine, workers, folder, kept, plan, work):
                     store.add(cell, results)
                     live.update(cell, results)

@@ -85,7 +85,7 @@ class Store:
         """Records in the plan's order, so that equal evaluations give equal files."""
         keys = [(*cell.key, n) for cell in cells(self.plan) for n in cell.file.numbers]
         rewrite(self.log.path, [self.done[key] for key in keys if key in self.done])
-        for name in ("slices", "maps"):
+        for name in ("slices", ".maps"):  # maps that were asked for may lie in a folder "maps"
             shutil.rmtree(self.out / name, ignore_errors=True)
 
     def close(self) -> None:

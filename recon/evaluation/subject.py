@@ -76,6 +76,14 @@ def samplings_of(data: Scan | Projections | Volume, settings: Settings) -> tuple
     return tuple(Sampling(f"{a}x", a, c) for a, c in pairs)
 
 
+def views_left_out(data: Scan | Projections | Volume, settings: Settings) -> str:
+    """Of measured projections: which numbers of views they are too few for, in words."""
+    if not isinstance(data, Projections):
+        return ""
+    more = [n for n in settings.views if n > len(data.angles)]
+    return f"has {len(data.angles)} views, and not {' or '.join(map(str, more))}" if more else ""
+
+
 def check_sampling(subject: Subject, sampling: Sampling, settings: Settings) -> None:
     """Raise now what the first slice would raise: a mask or a centre that cannot be."""
     data = subject.data

@@ -23,7 +23,7 @@ import recon.evaluation.run  # once for all runs
 
 def results(out: Path) -> dict[str, bytes]:
     """What must be equal: records, table, submissions, figures; not times, maps and locks."""
-    kept = [p for p in out.rglob("*") if p.is_file() and "maps" not in p.parts
+    kept = [p for p in out.rglob("*") if p.is_file() and ".maps" not in p.parts
             and p.name not in (".lock", "timings.jsonl")]
     return {str(p.relative_to(out)): p.read_bytes() for p in kept}
 

@@ -88,7 +88,7 @@ def unbroken(folder: Path, settings: Settings, tmp_path_factory: pytest.TempPath
 def contents(out: Path) -> dict[str, bytes]:
     """Every result that must not depend on how the evaluation went."""
     kept = [p for p in out.rglob("*") if p.is_file() and p.name != ".lock"
-            and p.name != "timings.jsonl" and "maps" not in p.parts]
+            and p.name != "timings.jsonl" and ".maps" not in p.parts]
     return {str(p.relative_to(out)): p.read_bytes() for p in kept}
 
 
@@ -185,7 +185,7 @@ def test_coil_maps_are_estimated_once_and_hold_no_code(
     unbroken: Path, folder: Path, settings: Settings, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert not (unbroken / "maps").exists()  # as large as the data, and of no more use
+    assert not (unbroken / ".maps").exists()  # as large as the data, and of no more use
     made, maps = [0], tmp_path / "maps"
     real = mri.coil_maps
 
@@ -210,6 +210,18 @@ def test_coil_maps_are_estimated_once_and_hold_no_code(
     assert [path.read_bytes() for path in files] == kept
     assert not (tmp_path / "run").exists()
     check_equal(tmp_path / "again", tmp_path / "out")
+
+
+def test_maps_to_keep_may_lie_among_the_results(
+    folder: Path, settings: Settings, tmp_path: Path
+) -> None:
+    settings = settings._replace(samplers={"tv": {"iterations": 2}}, seeds=(0,))
+    out = tmp_path / "out"
+    evaluate(folder, out, settings, maps=out / "maps", progress=False, say=silent)
+    assert len(list((out / "maps").rglob("*.safetensors"))) == (2 + 1) * 2 + 1
+    assert not (out / ".maps").exists()
+    evaluate(folder, out, settings, progress=False, say=silent)  # nothing to do, nothing to delete
+    assert len(list((out / "maps").rglob("*.safetensors"))) == (2 + 1) * 2 + 1
 
 
 def test_batches_change_nothing_but_rounding(

@@ -56,6 +56,10 @@ OBJECTS: dict[str, Callable[[], tuple[Prior, Prior]]] = {
     "schedule": lambda: (
         priors.EpsilonPrior(nn.Identity(), priors.VarianceExploding(0.01, 50.0), channels=1),
         priors.EpsilonPrior(nn.Identity(), priors.VarianceExploding(0.02, 50.0), channels=1)),
+    "what the network is told": lambda: (
+        priors.EpsilonPrior(nn.Identity(), priors.VarianceExploding(0.01, 50.0), channels=1),
+        priors.EpsilonPrior(nn.Identity(), priors.VarianceExploding(0.01, 50.0, torch.log),
+                            channels=1)),
     "what it predicts": lambda: (
         priors.EpsilonPrior(nn.Identity(), priors.VariancePreserving.linear(), channels=1),
         priors.VelocityPrior(nn.Identity(), priors.VariancePreserving.linear(), channels=1)),

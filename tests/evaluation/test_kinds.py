@@ -41,9 +41,10 @@ def records(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
 
 
-def run(folder: Path, out: Path, **changed: Any) -> None:
+def run(folder: Path, out: Path, said: list[str] | None = None, **changed: Any) -> None:
     settings = Settings({"tv": {"iterations": 30}}, accelerations=(2,), center_fractions=(0.2,))
-    evaluate(folder, out, settings._replace(**changed), progress=False, say=lambda _: None)
+    evaluate(folder, out, settings._replace(**changed), progress=False,
+             say=(lambda _: None) if said is None else said.append)
 
 
 def test_images_become_kspace(tmp_path: Path) -> None:
@@ -81,8 +82,10 @@ def test_images_in_hu_become_projections(tmp_path: Path) -> None:
         rmse = (sum(r["hu_squared_error"] for r in mine) / pixels) ** 0.5
         assert rmse == pytest.approx(errors.rmse, rel=1e-5)
         assert f"| {label}, tv" in (tmp_path / "out" / "summary.md").read_text()
+        assert f" {errors.mae:.1f} |" in (tmp_path / "out" / "summary.md").read_text()
         assert f" {errors.rmse:.1f} |" in (tmp_path / "out" / "summary.md").read_text()
     assert found[2]["squared_error"] < found[0]["squared_error"]
+    assert "| mean absolute error HU |" in (tmp_path / "out" / "summary.md").read_text()
 
 
 def test_a_series_alone_or_among_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,10 +117,16 @@ def test_measured_projections(tmp_path: Path) -> None:
     values = torch.zeros(1, 1000, 513)
     values[:, used] = A(read.reference[:, None])[:, 0].clamp(min=0)
     datasets.write_lodopab(tmp_path / "in", values, read.reference)
-    run(tmp_path / "in", tmp_path / "out", views=(50,), noise_std=0.02)
+    said: list[str] = []
+    run(tmp_path / "in", tmp_path / "out", said, views=(50, 2000), noise_std=0.02)
     (found,) = records(tmp_path / "out")
     assert (found["sampling"], found["shape"]) == ("50views", [362, 362])
     assert found["ssim"] > 0.9
+    told = "has 1000 views, and not 2000"
+    assert any(line.endswith(f": {told}: left out") for line in said)
+    assert f"{told} |" in (tmp_path / "out" / "summary.md").read_text()
+    with pytest.raises(datasets.FormatError, match="has 1000 views, and not 1001 or 2000; --skip"):
+        run(tmp_path / "in", tmp_path / "none", views=(1001, 2000))
 
 
 def test_full_kspace_without_a_reference_is_its_own(tmp_path: Path) -> None:

@@ -39,12 +39,20 @@ def test_images_of_files(recon: Callable[..., Any], tmp_path: Path) -> None:
 
 def test_refusals(recon: Callable[..., Any], tmp_path: Path) -> None:
     np.save(tmp_path / "rgb.npy", np.zeros((2, 3, 32, 32), np.float32))
+    np.save(tmp_path / "one.npy", np.ones((32, 32), np.float32))
     torch.save({"strange": torch.zeros(3)}, tmp_path / "x.pt")
     for arguments, told in [
         (("nothing",), "no prior 'nothing': want one of brain-mri"),
         (("brain-mri", "--images", tmp_path / "none"), "none: No such file or directory"),
         (("brain-mri", "--images", tmp_path / "rgb.npy"), "rgb.npy has images (2, 3, 32, 32)"),
-        (("brain-mri", "--value-range", "0"), "--value-range wants LOW,HIGH, got '0'"),
+        (("brain-mri", "--value-range", "0"),
+         "--value-range wants normalised or LOW,HIGH, two numbers of which the first is the "
+         "smaller, got '0'"),
+        (("brain-mri", "--noise", "normalised"), "--noise wants linear, flow or LOW,HIGH, two"),
+        (("brain-mri", "--noise", "0,50"), "--noise wants levels > 0, got '0,50'"),
+        *((("brain-mri", "--images", tmp_path / "one.npy", "--image-range", ends),
+           f"--image-range wants LOW,HIGH, two numbers of which the first is the smaller, got "
+           f"'{ends}'") for ends in ("normalised", "1,1", "1,0", "0,nan", "0,inf", "0,1,2")),
         (("brain-mri", "--value-range", "0,1"), "says all about itself: leave value_range= out"),
         ((tmp_path / "x.pt", "--value-range", "-1,1", "--noise", "0.01,50"),
          "x.pt holds weights but not what they mean"),
