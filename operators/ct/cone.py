@@ -1,5 +1,6 @@
 """Cone-beam computed tomography."""
 
+import copy
 import importlib.util
 import math
 import warnings
@@ -243,6 +244,15 @@ class ConeBeamCT(LinearOperator):
             raise ImportError(f"{self.label()}: backend triton wants triton, which comes with "
                               'torch for CUDA: pip install triton, or take backend "torch"')
         return self.backend in ("auto", "triton") and kernels.present(device)
+
+    def widened(self, rows: int, below: int, above: int) -> "ConeBeamCT":
+        """With ``rows`` added at both ends and so many columns at each, the others in place."""
+        A = copy.deepcopy(self)
+        _, views, height, width = self.range.shape
+        A.range = Space((1, views, height + 2 * rows, width + below + above), self.range.dtype)
+        A.vectors[:, 3:6] += (above - below) / 2 * A.vectors[:, 6:9]
+        A._place()
+        return A
 
     @property
     def orbit(self) -> tuple[float, float]:

@@ -105,12 +105,17 @@ def axes_of(views: Views) -> list[list[int]]:
     # the largest part of a direction changes only across planes through the source, so a view's
     # border and centre lines could miss none of it but a cone narrower than a pixel: look at all
     rows, columns = views.detector
-    row = torch.arange(rows, dtype=torch.float64)[:, None, None]
-    column = torch.arange(columns, dtype=torch.float64)[:, None]
-    for source, corner, down, right in zip(views.source, views.corner, views.down, views.right,
-                                           strict=True):
-        way = corner - source + row * down + column * right
-        found.append(torch.unique(way.abs().argmax(-1)).tolist())
+    row = torch.arange(rows, dtype=torch.float64)[:, None]
+    column = torch.arange(columns, dtype=torch.float64)
+    for view in range(len(views.source)):
+        z, y, x = ((corner - source + row * down + column * right).abs_()
+                   for source, corner, down, right in
+                   zip(views.source[view], views.corner[view], views.down[view],
+                       views.right[view], strict=True))
+        first = (z >= y) & (z >= x)
+        second = (y >= x) & ~first
+        found.append([axis for axis, rays_ in enumerate((first, second, ~(first | second)))
+                      if bool(rays_.any())])
     return found
 
 
@@ -131,6 +136,11 @@ def in_front(views: Views) -> Tensor:
     """Whether the whole grid lies before the source, ``(views,)`` bool."""
     depth = _seen(views, box_corners(views.volume))[..., 2]
     return (depth > 0).all(1) & depth.isfinite().all(1)
+
+
+def magnification(views: Views) -> float:
+    """How many times larger than itself a length within the grid is on the detector, at most."""
+    return 1 / float(_seen(views, box_corners(views.volume))[..., 2].min())
 
 
 def footprint(views: Views) -> list[tuple[int, int]]:
