@@ -33,7 +33,8 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refused:
     monkeypatch.setattr("recon.files.reconstruct", sampling)
 
     def run(files: Sequence[Path], error: type[Exception], **settings: Any) -> str:
-        out, said = tmp_path / "out", []
+        out = tmp_path / "out"
+        said: list[str] = []
         with pytest.raises(error) as told:
             reconstruct_file(files, out, Settings(sampler="tv", **settings), say=said.append)
         assert not said

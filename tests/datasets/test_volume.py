@@ -23,8 +23,8 @@ def _dicom(folder: Path) -> Path:
 
 
 def _nrrd(folder: Path) -> Path:
-    return nrrd_files.laid_out(folder / "a.nrrd", VALUES, nrrd_files.LPS | {
-        "space directions": "(0.8,0,0.6) (0,2,0) (-1.8,0,2.4)"})
+    tilted = {"space directions": "(0.8,0,0.6) (0,2,0) (-1.8,0,2.4)"}
+    return nrrd_files.laid_out(folder / "a.nrrd", VALUES, {**nrrd_files.LPS, **tilted})
 
 
 def _nifti(folder: Path) -> Path:

@@ -142,7 +142,7 @@ def test_what_torch_puts_off_is_written(tmp_path: Path, name: str) -> None:
         whole = (path.with_suffix(".cfl") if name == "a.cfl" else
                  path / "IM_0001.dcm" if name == "dicom" else path)
         written.append(_stored(whole))
-    assert np.array_equal(*written)
+    assert np.array_equal(written[0], written[1])
     assert float(np.abs(written[0]).max()) > 0.5
 
 
