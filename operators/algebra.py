@@ -1,6 +1,7 @@
 """Sums, products, multiples, adjoints and stacks of operators; neutral elements fold away."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -115,10 +116,10 @@ class _Sum(LinearOperator):
         self.terms: Sequence[LinearOperator] = nn.ModuleList(terms)  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([A(x) for A in self.terms]).sum(0)
+        return _total(A(x) for A in self.terms)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return torch.stack([A.adjoint(y) for A in self.terms]).sum(0)
+        return _total(A.adjoint(y) for A in self.terms)
 
 
 class _Stack(LinearOperator):
@@ -130,16 +131,25 @@ class _Stack(LinearOperator):
         self.parts: Sequence[LinearOperator] = nn.ModuleList(parts)  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([A(x) for A in self.parts], dim=-len(self.range.shape))
+        measured = [A(x) for A in self.parts]
+        # one that holds a mask for each item makes a batch of one image; others do not
+        batch = torch.broadcast_shapes(  # type: ignore[no-untyped-call]
+            *(A.range.batch_of(y) for A, y in zip(self.parts, measured, strict=True)))
+        return torch.cat([y.expand(*batch, *A.range.shape) for A, y in
+                          zip(self.parts, measured, strict=True)], dim=-len(self.range.shape))
 
     def adjoint(self, y: Tensor) -> Tensor:
         sizes = [A.range.shape[0] for A in self.parts]
         pieces = torch.split(y, sizes, dim=-len(self.range.shape))
         pulled = [A.adjoint(piece) for A, piece in zip(self.parts, pieces, strict=True)]
-        return torch.stack(pulled).sum(0)
+        return _total(pulled)
 
     def normal(self, x: Tensor) -> Tensor:
-        return torch.stack([A.normal(x) for A in self.parts]).sum(0)
+        return _total(A.normal(x) for A in self.parts)
+
+
+def _total(parts: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, parts)  # of batches that broadcast
 
 
 def stack(*operators: LinearOperator) -> LinearOperator:

@@ -14,17 +14,41 @@ from recon.space import Space
 __all__ = ["LinearOperator", "Operator", "Space"]
 
 
-def _checked(method: Callable[..., Tensor], space: str) -> Callable[..., Tensor]:
-    first = list(inspect.signature(method).parameters)[1]
+# of each method the argument that says the batch, the space it is of, and that of the result
+_METHODS = {"forward": (0, "domain", "range"), "adjoint": (0, "range", "domain"),
+            "normal": (0, "domain", "domain"), "solve": (0, "domain", "domain"),
+            "vjp": (1, "range", "domain")}
+
+
+def _checked(method: Callable[..., Tensor], place: int, space: str,
+             target: str) -> Callable[..., Tensor]:
+    """``method`` for arguments of its space alone; of a batch without items it is not asked."""
+    name = "".join(list(inspect.signature(method).parameters)[place + 1 : place + 2])
 
     @functools.wraps(method)
     def checked(self: "Operator", *args: Any, **kwargs: Any) -> Tensor:
-        x = args[0] if args else kwargs.get(first)
+        x = args[place] if len(args) > place else kwargs.get(name)
         if isinstance(x, Tensor):  # anything else is for Python's own message
-            getattr(self, space).check(x, f"{self.label()}.{method.__name__}")
+            source: Space = getattr(self, space)
+            source.check(x, f"{self.label()}.{method.__name__}")
+            if 0 in x.shape:  # FFT libraries and sparse products refuse them, each by its own error
+                return _of_no_items(x, source.batch_of(x), self.items or (), getattr(self, target))
         return method(self, *args, **kwargs)
 
     return checked
+
+
+def _of_no_items(x: Tensor, batch: tuple[int, ...], items: tuple[int, ...],
+                 target: Space) -> Tensor:
+    kind = x.dtype.to_complex() if target.is_complex else x.dtype.to_real()
+    shape = torch.broadcast_shapes(batch, items)  # type: ignore[no-untyped-call]
+    none = x.new_zeros((*shape, *target.shape), dtype=kind)
+    return none + x.sum().real if x.requires_grad else none  # with the graph, of nothing, of others
+
+
+def _ends_in(batch: tuple[int, ...], items: tuple[int, ...]) -> bool:
+    return len(batch) >= len(items) and all(
+        n in (1, b) for n, b in zip(items[::-1], batch[::-1], strict=False))
 
 
 def _recordable(t: Tensor) -> Tensor:
@@ -37,7 +61,8 @@ class Operator(nn.Module):
 
     A subclass writes ``forward`` for inputs ``(*batch, *domain.shape)``, with any number of
     leading dimensions, each item handled alone. Inputs are checked against the spaces before the
-    subclass sees them. No noise is added here: an operator is deterministic.
+    subclass sees them, and batches of no items answered by as many. No noise is added here: an
+    operator is deterministic.
 
     ``items`` are the leading dimensions of what it holds for each item, such as masks or kernels of
     their own: batches end in these. ``()`` where all items share it; None where a subclass does not
@@ -54,10 +79,9 @@ class Operator(nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        spaces = {"forward": "domain", "normal": "domain", "solve": "domain", "adjoint": "range"}
-        for name, space in spaces.items():
+        for name, places in _METHODS.items():
             if name in cls.__dict__:
-                setattr(cls, name, _checked(cls.__dict__[name], space))
+                setattr(cls, name, _checked(cls.__dict__[name], *places))
 
     def label(self) -> str:
         """A short name with both shapes, for messages: ``Blur[(1, 8, 8) -> (1, 8, 8)]``."""
@@ -141,7 +165,12 @@ class LinearOperator(Operator):
                  max_iter: int = 50, rtol: float = 1e-6) -> ConjugateGradient:
         """As ``solve``, always by conjugate gradients, with its iterations and residuals."""
         self.domain.check(rhs, f"{self.label()}.solve")
-        shift = self.per_item(shift, rhs)
+        shift, given = self.per_item(shift, rhs), rhs
+        if not _ends_in(self.domain.batch_of(rhs), self.items or ()):
+            rhs = rhs.expand_as(self.normal(rhs))  # one right-hand side for all that it holds
+        rhs = rhs.expand(torch.broadcast_shapes(  # type: ignore[no-untyped-call]
+            rhs.shape, shift.shape))
+        x0 = x0.expand_as(rhs) if x0 is not None and x0.shape == given.shape else x0
 
         def shifted(x: Tensor) -> Tensor:
             return self.normal(x) + shift * x

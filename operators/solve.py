@@ -1,5 +1,6 @@
 """Batched conjugate gradients for Hermitian positive definite systems."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -38,16 +39,20 @@ def conjugate_gradient(operator: Callable[[Tensor], Tensor], rhs: Tensor, x0: Te
         raise ValueError(f"conjugate_gradient: x0 is {tuple(x0.shape)}, rhs {tuple(rhs.shape)}")
     batch = rhs.shape[: rhs.ndim - item_ndim]
 
-    def dot(a: Tensor, b: Tensor) -> Tensor:  # Re <a, b> per item, without temporaries
-        a, b = (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in (a, b))
-        a, b = a.reshape(batch.numel(), 1, -1), b.reshape(batch.numel(), -1, 1)
-        return torch.bmm(a, b).view(*batch, *(1,) * item_ndim)
+    def dot(a: Tensor, b: Tensor) -> Tensor:
+        return _dot(a, b, item_ndim)
 
     x = torch.zeros_like(rhs) if x0 is None else x0
     r = rhs if x0 is None else rhs - operator(x0)
+    # residuals and directions in units of their own: squares of 1e-23 or 1e20 are 0 or infinite
+    unit = _largest(rhs, item_ndim)
+    unit = unit if x0 is None else torch.maximum(unit, _largest(r, item_ndim))
+    unit = torch.where(unit > 0, unit, 1)
+    b = rhs / unit
+    r = b if x0 is None else r / unit
     p = r
-    rr, bb = dot(r, r), dot(rhs, rhs)
-    x = x + 0 * (rr + bb)  # an item of rhs that is not finite, or overflows, is NaN, never zeros
+    rr, bb = dot(r, r), dot(b, b)
+    x = x + 0 * (rr + bb)  # an item of rhs that is not finite is NaN, never zeros
     active = rr > rtol**2 * bb
     steps = torch.zeros(batch, dtype=torch.int64, device=rhs.device)
     history = [rr]
@@ -59,7 +64,7 @@ def conjugate_gradient(operator: Callable[[Tensor], Tensor], rhs: Tensor, x0: Te
         active = active & (curvature > 0)
         # where() on both sides: a stopped item may hold 0 / 0
         alpha = torch.where(active, rr / torch.where(active, curvature, 1), 0)
-        x = x + alpha * p
+        x = x + alpha * unit * p
         r = r - alpha * Ap
         rr_next = torch.where(active, dot(r, r), rr)
         steps += active.view(batch)
@@ -82,15 +87,13 @@ def minimal_residual(operator: Callable[[Tensor], Tensor], rhs: Tensor, *, item_
     linear over the reals. Keeps two tensors of the size of ``rhs`` per step. Items stop as in
     ``conjugate_gradient``.
     """
-    batch = rhs.shape[: rhs.ndim - item_ndim]
-
     def dot(a: Tensor, b: Tensor) -> Tensor:
-        a, b = (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in (a, b))
-        a, b = a.reshape(batch.numel(), 1, -1), b.reshape(batch.numel(), -1, 1)
-        return torch.bmm(a, b).view(*batch, *(1,) * item_ndim)
+        return _dot(a, b, item_ndim)
 
-    x, r = torch.zeros_like(rhs), rhs
-    bb = dot(rhs, rhs)
+    unit = _largest(rhs, item_ndim)
+    unit = torch.where(unit > 0, unit, 1)  # as of conjugate_gradient
+    x, r = torch.zeros_like(rhs), rhs / unit
+    bb = dot(r, r)
     directions: list[tuple[Tensor, Tensor]] = []
     for _ in range(max_iter):
         active = dot(r, r) > rtol**2 * bb
@@ -107,6 +110,19 @@ def minimal_residual(operator: Callable[[Tensor], Tensor], rhs: Tensor, *, item_
         norm = torch.where(active, left, 1).sqrt()
         p, Ap = torch.where(active, p / norm, 0), torch.where(active, Ap / norm, 0)
         alpha = dot(Ap, r)
-        x, r = x + alpha * p, r - alpha * Ap
+        x, r = x + alpha * unit * p, r - alpha * Ap
         directions.append((p, Ap))
     return x
+
+
+def _dot(a: Tensor, b: Tensor, item_ndim: int) -> Tensor:
+    """``Re <a, b>`` per item, without temporaries."""
+    batch, n = a.shape[: a.ndim - item_ndim], math.prod(a.shape[a.ndim - item_ndim :])
+    if a.is_complex():
+        a, b, n = torch.view_as_real(a.resolve_conj()), torch.view_as_real(b.resolve_conj()), 2 * n
+    a, b = a.reshape(batch.numel(), 1, n), b.reshape(batch.numel(), n, 1)
+    return torch.bmm(a, b).view(*batch, *(1,) * item_ndim)
+
+
+def _largest(x: Tensor, item_ndim: int) -> Tensor:
+    return x.detach().abs().amax(tuple(range(-item_ndim, 0)), keepdim=True)

@@ -197,6 +197,21 @@ def test_adjoint_by_autograd_works_in_every_mode() -> None:
     assert torch.equal(A.adjoint(y=y), A.adjoint(y))
 
 
+def test_one_image_seen_through_each_of_three_masks() -> None:
+    masks, kernels = noise(3, 1, 5, 6).real > 0, noise(3, 1, 3, 3, seed=1).real
+    M, B, one = Masking(masks, REAL), Blur(kernels, REAL), Identity(REAL)
+    x = noise(1, 5, 6, seed=2).real
+    three = x.expand(3, -1, -1, -1)
+    shift = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    for A in (M + 2 * one, B - M, stack(M, one), stack(one, M, B), M @ B, B):
+        assert torch.equal(A(x), A(three))
+        assert torch.equal(A.normal(x), A.normal(three))
+        for start, wide in ((None, None), (x, three)):
+            assert torch.allclose(A.solve_cg(x, shift, start).x, A.solve_cg(three, shift, wide).x)
+        assert torch.allclose(A.solve(x[None], 0.5), A.solve(three, 0.5))
+    assert torch.allclose(one.solve_cg(x, shift).x, one.solve(x, shift))
+
+
 class Learned(LinearOperator):
     """A matrix that is a parameter; its adjoint is found by autograd."""
 

@@ -283,6 +283,27 @@ def test_items_of_parts_that_differ_are_refused() -> None:
     assert (Masking(mask(5, 1, 1, 7, 6), REAL) @ three).items == (5, 3)
 
 
+@pytest.mark.parametrize("name", [*OPERATORS, *PER_ITEM, *NONLINEAR])
+@pytest.mark.parametrize("batch", [(0,), (2, 0), (0, 3)])
+def test_a_batch_of_no_items(name: str, batch: tuple[int, ...]) -> None:
+    A = {**OPERATORS, **PER_ITEM, **NONLINEAR}[name]()
+    x, y = A.domain.zeros(*batch).requires_grad_(), A.range.zeros(*batch)
+    methods: dict[str, Callable[[], Tensor]] = {"A": lambda: A(x), "vjp": lambda: A.vjp(x, y)}
+    if isinstance(A, LinearOperator):
+        methods |= {"adjoint": lambda: A.adjoint(y), "normal": lambda: A.normal(x),
+                    "solve": lambda: A.solve(x, 1.0), "cg": lambda: A.solve_cg(x, 1.0, x).x}
+    for method, call in methods.items():
+        if name in PER_ITEM and batch != (0, 3):  # as (1,) and (2,) are
+            with pytest.raises((RuntimeError, ValueError)):
+                call()
+            continue
+        got, space = call(), A.range if method == "A" else A.domain
+        assert got.shape == (*batch, *space.shape), method
+        assert got.dtype == space.dtype, method
+    if name not in PER_ITEM:
+        assert torch.autograd.grad(A(x).abs().sum(), x)[0].shape == x.shape
+
+
 @pytest.mark.parametrize("name", NONLINEAR)
 def test_contract_of_nonlinear(name: str) -> None:
     report = check(NONLINEAR[name]())

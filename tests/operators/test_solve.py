@@ -87,6 +87,21 @@ def test_scales_with_the_right_hand_side() -> None:
     assert_scales(conjugate_gradient)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-22, 1e22, 1e30])
+def test_squares_beyond_single_precision(scale: float) -> None:
+    M, b = hermitian(dtype=torch.complex64), noise(5, N, dtype=torch.complex64, seed=1)
+    x0 = noise(5, N, dtype=torch.complex64, seed=2)
+    want = torch.linalg.solve(M, b)
+    for start in (None, scale * x0):
+        got = solve(conjugate_gradient, M, scale * b, x0=start, rtol=1e-6)
+        assert relative(got.x / scale, want) < 1e-4
+        assert float(got.residuals[-1].max()) <= 1e-6
+    got = minimal_residual(times(M), scale * b, item_ndim=1, max_iter=4 * N)
+    assert relative(got / scale, want) < 1e-4
+    with pytest.raises(AssertionError):  # the textbook's: zeros, or not a number
+        assert relative(solve(faulty(), M, scale * b, rtol=1e-6).x / scale, want) < 1e-4
+
+
 def test_batch_of_five_is_five_singles() -> None:
     assert_items_are_apart(conjugate_gradient)
 
