@@ -124,6 +124,7 @@ class CartesianMRI(LinearOperator):
         return self._filter(rhs, 1 / torch.where(gain == 0, torch.inf, gain), self.mask)
 
     def masked(self, mask: Tensor) -> Operator:
+        mask = mask.reshape((1,) * (self.ndim + 1 - mask.ndim) + mask.shape)
         one = mask.narrow(-self.ndim - 1, 0, 1)
         shared = self.mask & one
         some = shared.flatten(-self.ndim - 1).any(-1)

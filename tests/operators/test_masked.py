@@ -1,9 +1,11 @@
 """Cartesian MRI, masked afterwards, and solved where hardly anything weighs what is masked."""
 
+import math
+
 import pytest
 import torch
 
-from recon.operators import CartesianMRI, LinearOperator
+from recon.operators import CartesianMRI, LinearOperator, Masking
 from recon.simulate import coil_maps
 
 
@@ -28,6 +30,17 @@ def test_solve_keeps_what_is_not_measured(weight: float) -> None:
     if weight < 1e-4:
         with pytest.raises(AssertionError):
             check(start=False)
+
+
+@pytest.mark.parametrize("coils", [1, 3])
+@pytest.mark.parametrize("size", [(8,), (6, 8), (1, 8), (1, 6, 1)])
+def test_masked_broadcasts(coils: int, size: tuple[int, ...]) -> None:
+    A = CartesianMRI((6, 8), maps=None if coils == 1 else coil_maps(coils, 6, 8))
+    mask = torch.arange(math.prod(size)).view(size) % 3 != 1
+    x = A.domain.randn(2, generator=torch.Generator().manual_seed(0))
+    B = A.masked(mask)
+    assert isinstance(B, CartesianMRI)
+    assert torch.allclose(B(x), Masking(mask, A.range)(A(x)), atol=1e-6)
 
 
 @pytest.mark.parametrize("coils", [1, 3])
