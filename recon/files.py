@@ -227,8 +227,11 @@ def _checked(path: Path, settings: Settings) -> Opened:
     data = case.data
     count, size = ((len(data.kspace), data.crop or data.kspace.shape[-2:])
                    if isinstance(data, Scan) else (len(data.values), data.size))
-    refuse_result(settings.format, case.origin, (count, size[0], size[1]),
-                  description=_description(settings), deidentify=settings.deidentify)
+    try:
+        refuse_result(settings.format, case.origin, (count, size[0], size[1]),
+                      description=_description(settings), deidentify=settings.deidentify)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
     return case
 
 

@@ -73,7 +73,7 @@ def test_text_in_the_pixels(tmp_path: Path, refused: Refused, place: int) -> Non
     files = [series(tmp_path / "a"), series(tmp_path / "b")]
     series(files[place], BurnedInAnnotation="YES")
     text = refused(files, ValueError, views=9, format="dicom", deidentify=True)
-    assert "BurnedInAnnotation is YES" in text
+    assert text.startswith(f"case_{place + 1:04}: deidentify: BurnedInAnnotation is YES")
 
 
 def test_nifti_without_its_library(tmp_path: Path, refused: Refused,
@@ -89,7 +89,9 @@ def test_places_that_a_format_cannot_say(tmp_path: Path, refused: Refused, kind:
                                          said: str) -> None:
     pytest.importorskip("nibabel", reason="the extra `nifti` is not installed")
     datasets.write_nifti(tmp_path / "a.nii", torch.rand(2, 16, 16), SHEARED)
-    assert said in refused([tmp_path / "a.nii"], ValueError, mask="equispaced", format=kind)
+    text = refused([tmp_path / "a.nii"], ValueError, mask="equispaced", format=kind)
+    assert text.startswith("a.nii: ")
+    assert said in text
 
 
 NAMED = ("DOE", "JANE", "Jane", "doe_")
