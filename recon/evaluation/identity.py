@@ -40,11 +40,11 @@ def _files(prior: str) -> list[Path]:
     if path.is_dir():
         beside = path.parent / "scheduler" / "scheduler_config.json"  # of a unet given alone
         return [*sorted(path.rglob("*.json")), *([beside] if beside.is_file() else [])]
-    # ONNX may keep large weights beside the network, in a file that is called after it
-    more = sorted(p for p in path.parent.iterdir() if p.is_file() and p.name != path.name
-                  and (p.name == f"{path.name}.json"
-                       or (path.suffix == ".onnx" and p.name.startswith(path.name))))
-    return [path, *more]
+    if path.suffix == ".onnx":  # large weights may lie beside the network, in files named after it
+        return sorted(p for p in path.parent.iterdir()
+                      if p.is_file() and p.name.startswith(path.name))
+    words = path.with_name(f"{path.name}.json")
+    return [path, words] if words.is_file() else [path]
 
 
 def hash_of(prior: Prior, read_from: Sequence[Path] = ()) -> str:
