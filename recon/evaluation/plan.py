@@ -218,11 +218,12 @@ def to_json(plan: Plan) -> dict[str, Any]:
 
 
 def read_plan(path: Path) -> Plan:
-    """The plan of a folder of results. Raises ValueError where it is damaged."""
+    """The plan of a folder of results. Raises ValueError where it is damaged or of before."""
+    told: Any = None
     try:
         told = json.loads(path.read_text())
         if told["format"] != FORMAT:
-            raise ValueError(f"format {told['format']}, this one goes on with {FORMAT} alone")
+            raise ValueError(f"format {told['format']}")
         kept: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
                                 for key, value in told["settings"].items()}
         settings = Settings(**kept)
@@ -232,6 +233,10 @@ def read_plan(path: Path) -> Plan:
         left_out, bad = (tuple((n, w) for n, w in told[key]) for key in ("left_out", "bad"))
         return Plan(settings, files, left_out, bad, told["environment"], told["prior_sha256"])
     except (ValueError, KeyError, TypeError) as error:
+        if isinstance(told, dict) and told.get("format") == 1:
+            raise ValueError(f"{path.name} is of an earlier version of recon, which kept too "
+                             "little to tell whether prior and program are still the same: choose "
+                             "another --out") from None
         raise ValueError(f"{path.name} is damaged or of another version of recon ({error}): "
                          "choose another --out") from error
 

@@ -144,6 +144,8 @@ def _differences_table(groups: dict[tuple[str, str, str], list[Volume]], plan: P
                      _plus_minus([b.ssim - a.ssim for a, b in pairs], 4)])
     if not others:
         return "One sampler, nothing to compare."
+    if not rows:
+        return "Nothing to compare: no volume was measured by two samplers."
     return "Paired by volume:\n\n" + markdown(
         ["difference", "volumes", "NMSE", "PSNR dB", "SSIM"], rows)
 

@@ -194,6 +194,7 @@ def test_the_command_ends_with_1_after_all_slices(
     assert sum(r["ssim"] > 0.5 for r in records(tmp_path / "out") if r["sampler"] == "tv") == 6
     assert table_rows(tmp_path / "out", "AXT2, 2x, red_diff") == [
         ["AXT2, 2x, red_diff", "0", "", "", ""]]
+    assert "no volume was measured by two samplers" in (tmp_path / "out/summary.md").read_text()
     assert table_rows(tmp_path / "out", "2x, red_diff") == [["2x, red_diff", "6 of 6", "3 of 3"]]
     again = recon(*call)
     assert again.code == 1

@@ -183,7 +183,7 @@ def test_records_of_the_version_before_are_refused(begun: Callable[[], None],
     plan = json.loads(path.read_text())
     del plan["environment"]["source code"], plan["environment"]["scikit-image"]
     path.write_text(json.dumps(plan | {"format": 1}))
-    with pytest.raises(ValueError, match=r"another version of recon \(format 1, this one goes on"):
+    with pytest.raises(ValueError, match=r"of an earlier version of recon, which kept too"):
         begun()
     assert len((tmp_path / "out" / "records.jsonl").read_text().splitlines()) == 1
 
