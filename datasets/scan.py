@@ -86,8 +86,9 @@ def check_complex(path: StrPath, kspace: Any) -> None:
     """Refuse k-space of real numbers: images, or real and imaginary parts side by side."""
     if kspace.dtype.kind != "f":
         return
-    got = f"want complex values, got {kspace.dtype} of shape {kspace.shape}"
-    if kspace.shape[-1:] == (2,):
+    shape = tuple(kspace.shape or ())  # None where HDF5 stores that there is nothing
+    got = f"want complex values, got {kspace.dtype} of shape {shape}"
+    if shape[-1:] == (2,):
         raise FormatError.about(
             path,
             f"{got}, which looks like real and imaginary parts in the last axis: write "

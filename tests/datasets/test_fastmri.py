@@ -493,6 +493,7 @@ def test_other_precisions_are_cast(tmp_path: Path, dtype: Any) -> None:
         (np.zeros((3, 2, 12, 10, 2), np.float64), "real and imaginary parts in the last axis"),
         (np.ones((4, 20, 18, 24), np.float32), "got float32 of shape .* \\(Calgary-Campinas\\)"),
         (np.ones((3, 12, 10), np.float64), "want complex values, got float64"),
+        (h5py.Empty("f4"), r"want complex values, got float32 of shape \(\)"),
         (np.zeros((2, 3, 2, 12, 10), np.complex64), "5-d k-space .*averages in fastMRI prostate"),
         (np.zeros((12, 10), np.complex64), r"want \(slices, coils, H, W\)"),
         (np.zeros((0, 2, 12, 10), np.complex64), "holds nothing"),
