@@ -22,8 +22,9 @@ class JPEG(Operator):
     """A picture written as a JPEG file and read again: baseline, with the tables of T.81.
 
     Colours become luma and chroma (JFIF), chroma is halved by the mean of 2 x 2 pixels where
-    ``subsampling`` is "4:2:0" (and comes back by libjpeg's triangle filter), blocks of 8 x 8 pixels
-    become cosine coefficients, each is rounded to a multiple of its table's entry, and back. What
+    ``subsampling`` is "4:2:0" (and comes back by libjpeg's triangle filter, or repeated in images
+    of at most 4 columns), blocks of 8 x 8 pixels become cosine coefficients, each is rounded to a
+    multiple of its table's entry, and back; the last column and row are repeated to fill them. What
     lies outside ``low`` and ``high`` is clipped, and pixels are whole numbers out of 255, before
     and after. Results are Pillow's to one level, save in blocks where a coefficient lies within
     0.01 of half an entry: libjpeg computes in whole numbers, and may round it the other way.
@@ -71,12 +72,12 @@ class JPEG(Operator):
     def forward(self, x: Tensor) -> Tensor:
         levels = self.byte((255 * (x - self.low) / (self.high - self.low)).clamp(0, 255))
         if self.domain.shape[0] == 1:
-            levels = self._coded(levels - 128, _LUMA) + 128
+            levels = self._coded(levels, _LUMA)
         else:
             matrix = torch.tensor(_YCC, dtype=torch.float64)
             y, cb, cr = torch.einsum("ab,...bhw->...ahw", matrix.to(levels), levels).chunk(3, -3)
-            y = self._coded(self.byte(y) - 128, _LUMA) + 128
-            cb, cr = self._chroma(self.byte(cb)), self._chroma(self.byte(cr))
+            y = self._coded(self.byte(y), _LUMA)
+            cb, cr = (self._chroma(self.byte(c + 128).clamp(max=255)) - 128 for c in (cb, cr))
             levels = torch.einsum("ab,...bhw->...ahw", matrix.inverse().to(levels),
                                   torch.cat([y, cb, cr], -3))
         levels = self.byte(levels.clamp(0, 255))
@@ -93,22 +94,38 @@ class JPEG(Operator):
         """What becomes of a pixel, out of 255."""
         return self.round(t)
 
+    def halved(self, means: Tensor) -> Tensor:
+        """What becomes of means of 2 x 2 pixels: halves go down and up in turn, from the left."""
+        even = torch.arange(means.shape[-1], device=means.device) % 2 == 0
+        return self.byte(means - even.to(means) / 4)
+
+    def doubled(self, plane: Tensor) -> Tensor:
+        """What becomes of sixteenths between chroma pixels: halves go up and down in turn."""
+        odd = torch.arange(plane.shape[-1], device=plane.device) % 2
+        return self.byte(plane - odd.to(plane) / 16)
+
     def _chroma(self, plane: Tensor) -> Tensor:
         if self.subsampling == "4:4:4":
             return self._coded(plane, _CHROMA)
         height, width = plane.shape[-2:]
-        plane = _padded(plane, 2)
-        plane = _in_blocks(plane, 2).mean((-1, -2))
-        plane = self._coded(self.byte(plane), _CHROMA)
-        return _doubled(_doubled(plane).mT).mT[..., :height, :width]
+        # whole blocks of columns before halving, and of rows after, as libjpeg does
+        plane = _padded(_padded(plane, -1, 16), -2, 2)
+        plane = self.halved(_in_blocks(plane, 2).mean((-1, -2)))
+        plane = self._coded(plane, _CHROMA)[..., : (width + 1) // 2]
+        if plane.shape[-1] <= 2:  # libjpeg has no neighbours to interpolate from
+            plane = plane.repeat_interleave(2, -1).repeat_interleave(2, -2)
+        else:
+            plane = self.doubled(_doubled(_doubled(plane).mT).mT)
+        return plane[..., :height, :width]
 
     def _coded(self, plane: Tensor, table: tuple[int, ...]) -> Tensor:
         height, width = plane.shape[-2:]
-        blocks = _in_blocks(_padded(plane, 8), 8)
+        blocks = _in_blocks(_padded(_padded(plane - 128, -1, 8), -2, 8), 8)
         cosine, entries = _cosine(plane), _scaled(table, self.quality).to(plane)
         coefficients = entries * self.round(cosine @ blocks @ cosine.T / entries)
         blocks = cosine.T @ coefficients @ cosine
-        return blocks.movedim(-2, -3).flatten(-4, -3).flatten(-2)[..., :height, :width]
+        plane = blocks.movedim(-2, -3).flatten(-4, -3).flatten(-2)[..., :height, :width]
+        return self.byte(plane + 128).clamp(0, 255)
 
 
 class StraightThroughJPEG(JPEG):
@@ -139,6 +156,12 @@ class SmoothJPEG(JPEG):
     def byte(self, t: Tensor) -> Tensor:
         return t
 
+    def halved(self, means: Tensor) -> Tensor:
+        return means
+
+    def doubled(self, plane: Tensor) -> Tensor:
+        return plane
+
     def vjp(self, x: Tensor, v: Tensor) -> Tensor:
         return Operator.vjp(self, x, v)
 
@@ -161,13 +184,11 @@ def _cosine(like: Tensor) -> Tensor:
     return matrix.to(like)
 
 
-def _padded(plane: Tensor, multiple: int) -> Tensor:
-    """The last row and column repeated up to a multiple."""
-    for axis in (-1, -2):
-        missing = -plane.shape[axis] % multiple
-        last = plane.narrow(axis, plane.shape[axis] - 1, 1)
-        plane = torch.cat([plane, *[last] * missing], axis)
-    return plane
+def _padded(plane: Tensor, axis: int, multiple: int) -> Tensor:
+    """The last row or column repeated up to a multiple."""
+    missing = -plane.shape[axis] % multiple
+    last = plane.narrow(axis, plane.shape[axis] - 1, 1)
+    return torch.cat([plane, *[last] * missing], axis)
 
 
 def _in_blocks(plane: Tensor, side: int) -> Tensor:
