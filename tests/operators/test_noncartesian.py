@@ -429,7 +429,8 @@ def test_one_buffer_for_every_frame() -> None:
     fields = [30 * noise(*size, seed=i).real for i in range(2)]
     k, field = torch.empty(40, 32, 2, dtype=torch.float64), torch.empty(size, dtype=torch.float64)
     times = torch.linspace(0, 0.02, 32, dtype=torch.float64).expand(40, 32).contiguous()
-    made, alone = [], []
+    made: list[NonCartesianMRI] = []
+    alone: list[NonCartesianMRI] = []
     for i in range(2):
         k[:] = trajectories.golden_angle(16, 40, first=40 * i) * (1 - 0.4 * i)
         field[:] = fields[i]

@@ -96,8 +96,8 @@ def test_squares_beyond_single_precision(scale: float) -> None:
         got = solve(conjugate_gradient, M, scale * b, x0=start, rtol=1e-6)
         assert relative(got.x / scale, want) < 1e-4
         assert float(got.residuals[-1].max()) <= 1e-6
-    got = minimal_residual(times(M), scale * b, item_ndim=1, max_iter=4 * N)
-    assert relative(got / scale, want) < 1e-4
+    x = minimal_residual(times(M), scale * b, item_ndim=1, max_iter=4 * N)
+    assert relative(x / scale, want) < 1e-4
     with pytest.raises(AssertionError):  # the textbook's: zeros, or not a number
         assert relative(solve(faulty(), M, scale * b, rtol=1e-6).x / scale, want) < 1e-4
 
