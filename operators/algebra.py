@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from recon.operators.base import LinearOperator, Operator, Space
+from recon.operators.base import LinearOperator, Operator, Space, items_of
 
 
 class Scale(LinearOperator):
@@ -61,7 +61,7 @@ def _kind(x: Tensor, space: Space) -> torch.dtype:
 class _Adjoint(LinearOperator):
     def __init__(self, of: LinearOperator) -> None:
         super().__init__(of.range, of.domain)
-        self.of, self.items = of, of.items
+        self.of, self.items = of, items_of(of)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.of.adjoint(x)
@@ -226,7 +226,7 @@ def adjoint_of(A: LinearOperator) -> LinearOperator:
 
 def _items(call: str, parts: Sequence[Operator]) -> tuple[int, ...] | None:
     """Those of all parts together; None where one does not say."""
-    held = [A.items for A in parts]
+    held = [items_of(A) for A in parts]
     if None in held:
         return None
     try:

@@ -32,7 +32,8 @@ def _checked(method: Callable[..., Tensor], place: int, space: str,
             source: Space = getattr(self, space)
             source.check(x, f"{self.label()}.{method.__name__}")
             if 0 in x.shape:  # FFT libraries and sparse products refuse them, each by its own error
-                return _of_no_items(x, source.batch_of(x), self.items or (), getattr(self, target))
+                return _of_no_items(x, source.batch_of(x), items_of(self) or (),
+                                    getattr(self, target))
         return method(self, *args, **kwargs)
 
     return checked
@@ -44,6 +45,25 @@ def _of_no_items(x: Tensor, batch: tuple[int, ...], items: tuple[int, ...],
     shape = torch.broadcast_shapes(batch, items)  # type: ignore[no-untyped-call]
     none = x.new_zeros((*shape, *target.shape), dtype=kind)
     return none + x.sum().real if x.requires_grad else none  # with the graph, of nothing, of others
+
+
+def _depends_on_others(z: Tensor, x: Tensor) -> bool:
+    """Whether ``z`` has a gradient in anything but ``x``, by the leaves of its graph."""
+    seen, left = set(), [z.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if getattr(node, "variable", x) is not x:
+            return True
+        left += [before for before, _ in node.next_functions]
+    return False
+
+
+def items_of(A: "Operator") -> tuple[int, ...] | None:
+    """``A.items``; None where a subclass means something else by that name."""
+    return A.items if isinstance(A.items, tuple) else None
 
 
 def _ends_in(batch: tuple[int, ...], items: tuple[int, ...]) -> bool:
@@ -132,14 +152,17 @@ class LinearOperator(Operator):
 
     def adjoint(self, y: Tensor) -> Tensor:
         """``A^H y``, ``(*batch, *domain.shape)``."""
-        # for gradients of y, and of parameters of forward; where nothing wants one, none is kept
-        graph = torch.is_grad_enabled()
+        wanted = torch.is_grad_enabled()
         kind = y.dtype.to_complex() if self.domain.is_complex else y.dtype.to_real()
         with torch.inference_mode(False), torch.enable_grad():
             y = _recordable(y)
             x = torch.zeros(self.range.batch_of(y) + self.domain.shape, dtype=kind,
                             device=y.device, requires_grad=True)
-            (pull,) = torch.autograd.grad(self(x), x, y, create_graph=graph)
+            z = self(x)
+            # only for gradients of y or of parameters: rules of convolutions hold on to x as well,
+            # and every product of a solver would keep its graph
+            graph = wanted and (y.requires_grad or _depends_on_others(z, x))
+            (pull,) = torch.autograd.grad(z, x, y, create_graph=graph)
         return pull
 
     def normal(self, x: Tensor) -> Tensor:
@@ -166,7 +189,7 @@ class LinearOperator(Operator):
         """As ``solve``, always by conjugate gradients, with its iterations and residuals."""
         self.domain.check(rhs, f"{self.label()}.solve")
         shift, given = self.per_item(shift, rhs), rhs
-        if not _ends_in(self.domain.batch_of(rhs), self.items or ()):
+        if not _ends_in(self.domain.batch_of(rhs), items_of(self) or ()):
             rhs = rhs.expand_as(self.normal(rhs))  # one right-hand side for all that it holds
         rhs = rhs.expand(torch.broadcast_shapes(  # type: ignore[no-untyped-call]
             rhs.shape, shift.shape))

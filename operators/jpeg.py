@@ -168,7 +168,8 @@ class SmoothJPEG(JPEG):
 
 def _rounded(t: Tensor) -> Tensor:
     # halves away from zero, as libjpeg: means of whole pixels lie on them often
-    return t.sgn() * (t.abs() + 0.5).floor()
+    # halves that a cosine transform missed by rounding are halves, as those of flat blocks
+    return t.sgn() * (t.abs() + (0.5 + 1e-4)).floor()
 
 
 def _scaled(table: tuple[int, ...], quality: int) -> Tensor:

@@ -72,8 +72,11 @@ def conjugate_gradient(operator: Callable[[Tensor], Tensor], rhs: Tensor, x0: Te
         rr = rr_next
         active = active & (rr > rtol**2 * bb)
         history.append(rr)
-    norm = torch.where(bb > 0, bb, 1)
-    residuals = (torch.stack(history) / norm).sqrt().view(len(history), *batch)
+    own = _largest(rhs, item_ndim)  # of rhs in its own unit: in that of r it may vanish
+    own = torch.where(own > 0, own, 1)
+    size = dot(rhs / own, rhs / own).sqrt()
+    size = torch.where(size > 0, size * (own / unit), 1 / unit)
+    residuals = (torch.stack(history).sqrt() / size).view(len(history), *batch)
     return ConjugateGradient(x, steps, residuals)
 
 

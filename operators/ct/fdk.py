@@ -31,9 +31,9 @@ def fdk(y: Tensor, operator: ConeBeamCT) -> Tensor:
     ``y`` is ``(*batch, 1, views, rows, columns)``. Exact in the plane of the source for fine grids,
     approximate beyond it; views want to be equidistant over a full turn, in any order. What some
     views miss, above or below, is averaged over the others, and too low where those are fewer than
-    half; a body larger than the field of view is not extrapolated. Raises ValueError for other
-    orbits, for detectors of which no side reaches from the axis to the border of the volume, so
-    that no view sees some of it, and for slices so thin that no row's rays pass some.
+    half; a body larger than the field of view is not extrapolated, and what lies beyond is wrong.
+    Raises ValueError for other orbits, for detectors that miss the axis, and for slices so thin
+    that no row's rays pass some.
 
     Sources: Feldkamp, Davis, Kress 1984, J. Opt. Soc. Am. A 1(6), 612; Wang 2002, Med. Phys.
     29(7), 1634; the ramp is band-limited and taken of the samples (Kak, Slaney 1988, eq. 3.61).
@@ -45,7 +45,7 @@ def fdk(y: Tensor, operator: ConeBeamCT) -> Tensor:
     height, width = fan.pixel
     radius = min(shape[2] * height, shape[3] * width) / 2
     row = float(operator.vectors[0, 9:12].norm())
-    _check_seen(fan, radius, max(height, width))
+    _check_seen(fan)
     _check_rows(row * fan.source / fan.reaches, operator.voxel[0], shape[1])
     batch = operator.range.batch_of(y)
     if not y.numel():  # no Fourier transform of nothing
@@ -118,16 +118,14 @@ def _step(angles: Tensor) -> float:
     return step
 
 
-def _check_seen(fan: Fan, radius: float, side: float) -> None:
-    """ValueError where no view sees the axis, or the last voxels of a circle in the volume."""
+def _check_seen(fan: Fan) -> None:
+    """ValueError where no view sees the axis."""
     ends = [(fan.offset + end * fan.bins / 2) * fan.spacing * fan.source / fan.reaches
             for end in (-1, 1)]
-    far, near = max(ends[1], -ends[0]), min(ends[1], -ends[0])
-    if near < -1e-9 * radius or far < radius - side / 2:
-        raise ValueError(f"fdk: want a detector that reaches from the axis to {radius:.4g} at one "
-                         f"side at least, where the volume ends, got one from {ends[0]:.4g} to "
-                         f"{ends[1]:.4g} (scaled to the axis): no view sees the rest; want a "
-                         "smaller volume or another detector_offset, or solve least squares with "
+    if min(ends[1], -ends[0]) < -1e-9 * max(ends[1], -ends[0]):
+        raise ValueError("fdk: want a detector that sees the axis, got one from "
+                         f"{ends[0]:.4g} to {ends[1]:.4g} (scaled to the axis): no view sees the "
+                         "middle; want another detector_offset, or solve least squares with "
                          "operator.solve or samplers.tv")
 
 

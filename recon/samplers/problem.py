@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from recon.integrators import Step
-from recon.operators.base import LinearOperator, Operator
+from recon.operators.base import LinearOperator, Operator, items_of
 from recon.priors import Prior
 
 
@@ -86,7 +86,8 @@ def check_items(y: Tensor, operator: Operator) -> None:
     not say what ``items`` they hold are asked by one product.
     """
     batch = operator.range.batch_of(y)
-    held = _shown(y, operator, batch) if operator.items is None else operator.items
+    told = items_of(operator)
+    held = _shown(y, operator, batch) if told is None else told
     while len(held) > len(batch) and held[0] == 1:  # one for all
         held = held[1:]
     if not _fits(held, batch):
@@ -100,15 +101,18 @@ def _shown(y: Tensor, operator: Operator, batch: tuple[int, ...]) -> tuple[int, 
     # where it is: volumes may lie elsewhere than what measures their slices
     there = next(itertools.chain(operator.parameters(), operator.buffers()), y).device
 
-    def measured(*items: int) -> tuple[int, ...]:
-        x = operator.domain.zeros(*items, device=there).to(kind)
+    def measured(*items: int, value: float = 0) -> tuple[int, ...]:
+        x = operator.domain.zeros(*items, device=there).to(kind) + value
         return operator.range.batch_of(operator(x))
 
     with torch.no_grad():
         try:
             return measured(*(1,) * len(batch))
-        except Exception:  # of whatever kind it is, the batch itself raises it again
-            return measured(*batch)
+        except Exception:  # of whatever kind it is: it may want all items, or no empty image
+            try:
+                return measured(*batch)
+            except Exception:
+                return measured(*batch, value=1)
 
 
 def _fits(items: tuple[int, ...], batch: tuple[int, ...]) -> bool:

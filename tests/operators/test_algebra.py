@@ -253,6 +253,36 @@ def test_adjoint_by_autograd_keeps_no_graph_without_need() -> None:
     learned = Learned()
     assert learned.requires_grad_(False).adjoint(
         noise(1, 4, dtype=torch.float64)).grad_fn is None
+    # whose own rules hold on to their argument, so that a graph would be kept by every product
+    image, kernel = Space((1, 6, 6)), torch.ones(1, 1, 3, 3) / 9
+    frozen = torch.nn.Conv2d(1, 1, 3, padding=1, bias=False).requires_grad_(False)
+    grid = torch.nn.functional.affine_grid(torch.eye(2, 3)[None], [1, 1, 6, 6], False)
+    for forward in (lambda x: torch.nn.functional.conv2d(x, kernel, padding=1), frozen,
+                    lambda x: torch.nn.functional.grid_sample(
+                        x, grid.expand(len(x), -1, -1, -1), align_corners=False)):
+        warped = from_functions(forward, domain=image, range=image)
+        y = noise(2, *image.shape).real.float()
+        assert not warped.adjoint(y).requires_grad
+        assert not warped.solve(y, 0.1, max_iter=2).requires_grad
+        assert warped.adjoint(y.requires_grad_()).requires_grad
+
+
+def test_items_that_are_something_else_to_a_subclass() -> None:
+    class Counted(LinearOperator):
+        def __init__(self) -> None:
+            super().__init__(COMPLEX, COMPLEX)
+            self.items = 4  # type: ignore[assignment]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * x
+
+        def adjoint(self, y: Tensor) -> Tensor:
+            return 2 * y
+
+    A, x = Counted(), noise(3, *COMPLEX.shape)
+    assert torch.allclose(A.solve(x, 0.0), x / 4)
+    assert A(x[:0]).shape == x[:0].shape
+    assert (A @ A).items is None
 
 
 def test_double_precision_keeps_imaginary_parts() -> None:

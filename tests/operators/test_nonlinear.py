@@ -231,6 +231,16 @@ def test_edges_and_small_pictures_are_pillows(height: int, width: int) -> None:
             check(HalvedFirst(space, 75))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_flat_greys_are_pillows(dtype: torch.dtype) -> None:
+    """At quality 50 every odd one is an exact half of a step, which a cosine transform misses."""
+    greys = np.arange(256, dtype=np.uint8)[:, None, None, None].repeat(16, 1).repeat(16, 2)
+    greys = greys.repeat(3, 3)
+    x = torch.from_numpy(greys).to(dtype).movedim(-1, 1) / 255
+    want = torch.stack([pillow(one, 50, 0) for one in greys])
+    assert float((255 * JPEG(Space((3, 16, 16)), 50)(x) - want).abs().max()) <= 1.01
+
+
 def test_quantisation_is_the_nearest_level() -> None:
     A, levels = Quantisation(Space((1, 50)), 6, -1.0, 1.5), torch.linspace(-1, 1.5, 6, dtype=F64)
     x = 2 * noise(1, 50)

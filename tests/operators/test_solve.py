@@ -102,6 +102,15 @@ def test_squares_beyond_single_precision(scale: float) -> None:
         assert relative(solve(faulty(), M, scale * b, rtol=1e-6).x / scale, want) < 1e-4
 
 
+def test_residuals_are_in_the_unit_of_what_is_solved() -> None:
+    M, b = hermitian(), noise(5, N)
+    x0 = noise(5, N, seed=2)
+    none = solve(conjugate_gradient, M, 0 * b, x0=x0, max_iter=0)
+    assert torch.allclose(none.residuals[0], times(M)(x0).norm(dim=-1))  # nothing to divide by
+    far = solve(conjugate_gradient, M, b, x0=1e30 * x0, max_iter=20)
+    assert float(far.residuals[-1].min()) > 1  # lost in rounding, and said to be
+
+
 def test_batch_of_five_is_five_singles() -> None:
     assert_items_are_apart(conjugate_gradient)
 

@@ -262,6 +262,18 @@ def test_items_of_what_takes_only_these() -> None:
             check_problem(y, Strict(), None, 0.1)
 
 
+def test_operators_may_refuse_an_empty_image() -> None:
+    class Normalised(Unsaid):
+        def forward(self, x: Tensor) -> Tensor:
+            if not bool(x.any()):
+                raise ValueError("empty image")
+            return super().forward(x)
+
+    check_problem(torch.ones(3, *SHAPE), Normalised(), None, 0.1)
+    with pytest.raises(ValueError, match=r"items \(3,\), y is of items"):
+        check_problem(torch.ones(*SHAPE), Normalised(), None, 0.1)
+
+
 def test_items_cost_heavy_operators_no_product(monkeypatch: pytest.MonkeyPatch) -> None:
     turn = [0.0, 1.6, 3.0, 5.0]
     cone, fan = ConeBeamCT(4, turn, (5, 6), 20.0, backend="torch"), FanBeamCT(5, turn, 20.0)
