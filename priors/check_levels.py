@@ -30,7 +30,9 @@ class LevelRow(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        found = 0.5 <= self.found <= 2 or abs(self.found - 1) <= 3 * self.doubt < math.inf
+        # where nothing is taken away any number is found, and doubt has no end
+        found = 0.5 <= self.found <= 2 or (
+            self.doubt < 1 and abs(self.found - 1) <= 3 * self.doubt)
         return self.error <= self.limit and found
 
 

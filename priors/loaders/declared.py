@@ -69,13 +69,17 @@ class Run(nn.Module):
                              f"{self.multiple}, got {tuple(x.shape[2:])}: crop or pad the images")
         kind = next((p.dtype for p in self.network.parameters() if p.is_floating_point()),
                     torch.float32)
-        told = time.to(torch.promote_types(kind, torch.float32))
+        told = self.told(time, kind)
         if self.precision == torch.float32:
             out: Tensor = self.network(x.to(kind), told)
         else:
             with torch.autocast(x.device.type, self.precision):
                 out = self.network(x.to(kind), told)
         return out.to(x.dtype)
+
+    def told(self, time: Tensor, kind: torch.dtype) -> Tensor:
+        """The time as a network of precision ``kind`` hears it."""
+        return time.to(torch.promote_types(kind, torch.float32))
 
 
 def wrapped(network: nn.Module, channels: int, predicts: Predicts, schedule: Schedule,

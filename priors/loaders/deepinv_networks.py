@@ -47,7 +47,8 @@ class DeepinvPrior(Prior):
         if precision not in (torch.float32, torch.bfloat16, torch.float16):
             raise ValueError(f"precision wants float32, bfloat16 or float16, got {precision}")
         self.denoiser, self.precision = denoiser.eval(), precision
-        parts: list[Any] = list(denoiser.modules())
+        # attributes so called mean other things in networks of one's own
+        parts: list[Any] = [m for m in denoiser.modules() if _of_deepinv(m)]
         self._warm = [m for m in parts if isinstance(getattr(m, "restart", None), bool)]
         self._iterates = bool(self._warm) or any(
             isinstance(getattr(m, "max_iter", None), int) for m in parts)
@@ -74,6 +75,12 @@ class DeepinvPrior(Prior):
             with torch.autocast(x.device.type, self.precision):
                 out = self.denoiser(x, sigma)
         return out
+
+
+def _of_deepinv(module: nn.Module) -> bool:
+    """Whether it is one of deepinv's denoisers, or made of one."""
+    rooms = {kind.__module__ for kind in type(module).__mro__}
+    return any(room.startswith("deepinv.") for room in rooms - {"deepinv.models.base"})
 
 
 def recognises(state: State) -> bool:

@@ -73,21 +73,16 @@ def from_network(network: nn.Module, channels: int, *, predicts: Predicts | None
     return in_units("from_network", _prior(network, said), said).eval()
 
 
-class _Told(nn.Module):
-    """A network that is told the time in the precision of its images."""
+class _OwnRun(Run):
+    """Of a network that is told the time in its own precision, as whoever wrote it expects."""
 
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        out: Tensor = self.network(x, time.to(x.dtype))
-        return out
+    def told(self, time: Tensor, kind: torch.dtype) -> Tensor:
+        return time.to(kind)
 
 
 def _prior(network: nn.Module, said: Declared) -> Prior:
     channels = said.channels or 0
-    run = Run(_Told(network), said.precision)
+    run = _OwnRun(network, said.precision)
     if said.sigma_data is not None:
         return preconditioned(run, channels, said.sigma_data, said.max_batch)
     if said.predicts is None or said.schedule is None:

@@ -188,7 +188,8 @@ def inside(state: State) -> tuple[State, State]:
         left = raw.keys() - average.keys()
         if average and average.keys() <= raw.keys() and all(map(_BUFFER.fullmatch, left)):
             return raw | average, {k: v for k, v in told.items() if not k.startswith(prefix)}
-    return raw, beside
+    # one number is no part of a network, but a level may be its preconditioning's
+    return raw, {k: v for k, v in told.items() if v.ndim or "sigma" in k}
 
 
 def refuse(beside: State, name: str, layout: str) -> None:

@@ -279,6 +279,7 @@ def _gain(operator: Operator, labelled: Candidates, y: Tensor) -> Tensor:
     x = operator.domain.randn(4, generator=generator, device=y.device)
     # the same images for every item; both signs, as one of them alone may be clipped away
     x = torch.cat([x, -x]).view(8, *(1,) * len(batch), *image).expand(8, *batch, *image)
+    x = x.contiguous()  # as samplers pass images: users' operators may view them
     gap = operator(x) - operator(torch.zeros_like(x[0]))
     power = labelled.sums(gap.abs().square().mean(0))
     if not bool((power > 0).all()):

@@ -12,6 +12,8 @@ from torch import Tensor
 from recon.priors.training import Stack
 
 RINGS = 6
+FEW = 16
+"""Pixels that stand out, of slices of which nothing can be said: one voxel is like another."""
 APART = 3e-5
 """Copies of a slice in half precision are within 2e-5 of it, neighbours of one body over 1e-3."""
 
@@ -26,7 +28,7 @@ def fingerprints(stack: Stack) -> Tensor:
 
     Scale, offset, flips, transposition and the phase of complex images change nothing, and a copy
     is found by tolerance: rounded voxels have no checksum that survives another scale. NaN for
-    slices of one value, as air is in everybody's images.
+    slices of one value, as air is in everybody's images, and of a few pixels in it.
     """
     height, width = stack.values.shape[1:]
     basis = _rings(height, width)
@@ -37,7 +39,8 @@ def fingerprints(stack: Stack) -> Tensor:
         deviation = x - x.mean()
         norm = deviation.norm()
         cosines = basis @ deviation / norm
-        found.append(torch.where(norm > 1e-6 * x.norm(), cosines, math.nan).float())
+        told = (norm > 1e-6 * x.norm()) & (norm**4 > FEW * deviation.pow(4).sum())
+        found.append(torch.where(told, cosines, math.nan).float())
     return torch.stack(found)
 
 

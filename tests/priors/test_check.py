@@ -229,6 +229,8 @@ def test_an_exact_prior_of_few_numbers(seed: int) -> None:
     assert row.doubt == pytest.approx(20 / 32, rel=0.1)  # spread / sigma / sqrt(1024)
     assert not row._replace(found=1 + 4 * row.doubt).passed
     assert not row._replace(found=math.inf, doubt=math.inf).passed
+    # of what takes away nothing but rounding, whose doubt is as wide as what it finds
+    assert not row._replace(found=-99332.0, doubt=4e4).passed
 
 
 def test_refusals() -> None:

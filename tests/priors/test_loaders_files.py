@@ -425,6 +425,11 @@ def test_what_is_beside_a_wrapped_network_is_accounted_for(tmp_path: Path) -> No
             r"do not fit: \d+ unexpected, first ema_model\.", sigma_data=0.5)
     refused(prefixed("model.", edm_state()) | {"other": torch.ones(3, 3)},
             "do not fit: 1 unexpected, first other: ", sigma_data=0.5)
+    refused(prefixed("model.", edm_state()) | {"sigma_data": torch.tensor(0.3)},
+            "1 unexpected, first sigma_data", sigma_data=0.5)
+    numbers = {"step": torch.tensor(7), "val_loss.total": torch.tensor(0.1)}
+    load(write(tmp_path / "x.ckpt", prefixed("model.", edm_state()) | numbers), **IN_01,
+         sigma_data=0.5)
     inner, words = prefixed("model.", adm_state()), {"head_channels": 32, "predicts": "eps"}
     refused(inner | {"other": torch.ones(3)}, "1 unexpected, first other: ", **words)
     refused(inner | {"betas": torch.full((9,), 0.1), "other": torch.ones(3)},

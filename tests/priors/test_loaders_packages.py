@@ -325,6 +325,19 @@ def test_iterating_denoisers_of_deepinv_forget(kind: str, settings: dict[str, in
     assert not torch.allclose(denoiser(x, sigma), alone, atol=1e-4)  # what it would do by itself
 
 
+def test_attributes_of_others_do_not_count_as_iterations() -> None:
+    class Unrolled(nn.Module):
+        max_iter, calls = 10, 0
+
+        def forward(self, x: Tensor, sigma: Tensor) -> Tensor:  # noqa: ARG002
+            self.calls += 1
+            return x
+
+    network = Unrolled()
+    DeepinvPrior(network, 1, sigma_min=0.01, sigma_max=0.5)(torch.ones(4, 1, 16, 16), 0.1)
+    assert network.calls == 1
+
+
 def test_deepinv_networks_are_evaluated() -> None:
     class Dropping(nn.Module):
         def __init__(self) -> None:

@@ -669,6 +669,19 @@ def test_who_was_trained_on_before_a_change_is_not_held_out(tmp_path: Path, old:
         run(b, validate=c, settings=TINY._replace(steps=6), minutes=1e-9)
 
 
+def test_slices_of_one_voxel_say_nothing() -> None:
+    """Dead pixels and markers lie at one place in everybody's images."""
+    def marks(seed: int) -> dict[str, Tensor]:
+        values = torch.rand(2, 96, 96, generator=torch.Generator().manual_seed(seed))
+        values[1], value = 0, values[0, 0, 0]
+        values[1, 47, 50] = value
+        return {str(seed): fingerprints(Stack(values, None, str(seed)))}
+
+    check_apart(marks(1), marks(2))
+    with pytest.raises(ValueError, match="1 is held out, but its slice 0 is slice 0 of 1"):
+        check_apart(marks(1), marks(1))
+
+
 def test_copies_are_found_whatever_their_scale_and_nobody_else() -> None:
     """Smooth bodies like one another, and what rounding makes of a copy."""
     noise = np.random.default_rng(0).standard_normal((12, 1, 8, 8)).astype(np.float32)

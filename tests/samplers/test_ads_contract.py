@@ -31,6 +31,7 @@ from recon.operators import (
     PhaseRetrieval,
     Scale,
     Space,
+    from_nonlinear,
 )
 from recon.priors import Gaussian
 from recon.samplers import ads
@@ -176,6 +177,9 @@ def test_gain(name: str) -> None:
     def gains(A: Operator, *batch: int) -> Tensor:
         return _gain(A, Candidates(pixels(A), A), A.range.zeros(*batch))
 
+    seen = from_nonlinear(lambda x: A(x.view(-1, *A.domain.shape)).view(
+        *x.shape[: -len(A.domain.shape)], *A.range.shape), domain=A.domain, range=A.range)
+    assert gains(seen, 2).shape == (2,)  # whose function wants images that lie in order
     want = float(gains(B))
     assert float(gains(A)) == pytest.approx(want, rel=within)
     assert gains(A, 2, 3).shape == (2, 3)
