@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from recon.datasets.errors import HEAD_BYTES, FormatError
 
 KINDS = {"1.2.840.10008.5.1.4.1.1.2": "dicom_ct", "1.2.840.10008.5.1.4.1.1.4": "dicom_mr"}
-ENHANCED = ("1.2.840.10008.5.1.4.1.1.2.", "1.2.840.10008.5.1.4.1.1.4.")
+# of CT and MR images; the numbers between are of spectra and of other objects
+ENHANCED = tuple(f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("2.1", "2.2", "4.1", "4.3", "4.4"))
 DIRECTORY = "1.2.840.10008.1.3.10"
 LARGEST = 1e12  # nothing that is measured is larger, in any unit of DICOM
 PROJECTION_ANGLE = 0x70311001  # DICOM-CT-PD calls its projections CT images
@@ -76,6 +77,7 @@ class NoSlice(NamedTuple):
 
 
 SCOUT = NoSlice("scout (LOCALIZER)", "a projection without HU")
+PROJECTION = NoSlice("projection (DICOM-CT-PD)", "a measurement, not a slice")
 
 
 def has_signature(head: bytes) -> bool:
@@ -166,7 +168,7 @@ def read_header(path: Path) -> Header | NoSlice:
             raise FormatError.about(path, problem, "SOPClassUID")
         return _no_slice(uid)
     if projection:
-        return NoSlice("projection (DICOM-CT-PD)", "a measurement, not a slice")
+        return PROJECTION
     if kind == "dicom_ct" and texts["ImageType"][2:3] == ("LOCALIZER",):
         return SCOUT
     return header._replace(kind=kind)
@@ -189,7 +191,7 @@ def _no_slice(uid: str) -> NoSlice:
     name = uid_name(uid)
     if not name:
         return NoSlice("object of unknown kind")
-    if uid.startswith(ENHANCED):
+    if uid in ENHANCED:
         return NoSlice(name, "multi-frame, which is not read: export it as single-frame images")
     return NoSlice(name)
 

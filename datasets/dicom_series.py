@@ -21,7 +21,14 @@ from recon.datasets.dicom_geometry import (
     orientation,
     pixel_size,
 )
-from recon.datasets.dicom_header import SCOUT, Header, NoSlice, has_signature, read_header
+from recon.datasets.dicom_header import (
+    PROJECTION,
+    SCOUT,
+    Header,
+    NoSlice,
+    has_signature,
+    read_header,
+)
 from recon.datasets.errors import FormatError, StrPath, read_head
 
 # What tells several images of one place apart, the likeliest first.
@@ -92,7 +99,8 @@ def is_series(folder: Path) -> bool:
     except FormatError:
         return True
     return bool(headers) or any(
-        found.advice for found in left_out if found.what != "folder" and found != SCOUT)
+        found.advice for found in left_out
+        if found.what != "folder" and found not in (SCOUT, PROJECTION))
 
 
 def _gather(path: Path) -> tuple[list[Header], Counter[NoSlice]]:

@@ -177,15 +177,17 @@ def infer_mask(path: StrPath, kspace: Tensor, notes: list[str], points: bool) ->
     Noise is never exactly zero, so this is safe for measured data; simulated noiseless k-space may
     hold true zeros. Columns ``(W,)`` are preferred; ``points`` allows ``(H, W)``. None where
     nothing is zero, and where everything is. Slices that are zero at different points are refused,
-    empty ones apart: the zeros of each would pass for measurements of another's mask.
+    empty ones apart: the zeros of each would pass for measurements of another's mask. Points up to
+    a hundredth of a slice are chance, as in whole numbers of a scanner, and count as measured.
     """
     each = torch.stack([(one != 0).any(0) for one in kspace])  # (slices, H, W)
     each = each[each.flatten(1).any(1)]
     if not len(each):
         notes.append("all k-space read is zero, so its sampling is not known")
         return None
-    measured = each[0]
-    if bool((each != measured).any()):
+    measured = each.any(0)
+    missed = (measured & ~each).flatten(1).sum(1)
+    if bool((each.any(1) != measured.any(0)).any()) or bool((100 * missed > measured.sum()).any()):
         raise FormatError.about(
             path,
             "slices have zeros at different points and the file has no mask: read its slices one "

@@ -1,7 +1,6 @@
 """Reconstructing files: every slice of every file, one result and one figure each."""
 
 import math
-import os
 import re
 import sys
 import warnings
@@ -99,7 +98,8 @@ def reconstruct_file(files: Sequence[Path], out: Path, settings: Settings,
     chosen = settings.slices or slice(None)
     if min(chosen.start or 0, chosen.stop or 0) < 0:
         raise ValueError(f"slices want numbers >= 0, got {chosen}")
-    files = [Path(os.path.abspath(path)) for path in files]  # noqa: PTH100 - "." gets a name
+    # "." gets a name; other paths stay, for a link in them is followed before its ".."
+    files = [path if path.name not in ("", "..") else path.resolve() for path in map(Path, files)]
     labels = [_label(path, number, settings) for number, path in enumerate(files, 1)]
     targets = _targets(labels, out, settings)
     prior = None
@@ -161,8 +161,10 @@ def _renamed(text: str, path: Path, label: str) -> str:
         return text
     inside = [one.name for one in path.iterdir()] if path.is_dir() else []
     names = {path.name, datasets.stem(path), path.stem, *inside}
-    # Whole names: a file called 3 is not the 3 of 13.
-    any_of = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    # Whole names, and short numbers only where they stand as names: there are others in a text.
+    short = {name for name in names if name.isdigit() and len(name) < 4}
+    any_of = "|".join(f"(?:{'|'.join(map(re.escape, sorted(some, key=len, reverse=True)))}){end}"
+                      for some, end in ((names - short, ""), (short, "(?=: )")) if some)
     return re.sub(rf"(?<![^\W_])(?:{any_of})(?![^\W_])", label, text)
 
 

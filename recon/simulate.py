@@ -1,5 +1,6 @@
 """Simulated multi-coil acquisitions of a magnitude image: smooth coils, smooth phase, noise."""
 
+import contextlib
 import math
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from recon import datasets
 from recon.datasets import Scan, Volume
-from recon.datasets.errors import StrPath
+from recon.datasets.errors import FormatError, StrPath
 from recon.operators.mri.fourier import fft2c, ifft2c
 
 
@@ -56,9 +57,22 @@ def multicoil_kspace(magnitude: Tensor, *, coils: int = 8, noise_std: float = 0.
 
 def white_of_file(path: StrPath, *, series: str | None = None, unit: str | None = None) -> float:
     """The 99.5 % quantile of the magnitude of a file's images: every n-th, 16 to 31 of them."""
-    step = _step(datasets.describe(path, series=series)["slices"])
-    found = datasets.open(path, slice(None, None, step), series=series, unit=unit)
-    return _white(found.values.abs())
+    count = datasets.describe(path, series=series)["slices"]
+
+    def read(chosen: slice) -> Tensor:
+        values: Tensor = datasets.open(path, chosen, series=series, unit=unit).values
+        return values.abs()
+
+    try:
+        return _white(read(slice(None, None, _step(count))))
+    except FormatError:  # of slices that nobody may have asked for: the good ones tell
+        good = []
+        for number in range(0, count, _step(count)):
+            with contextlib.suppress(FormatError):
+                good.append(read(slice(number, number + 1)))
+        if not good:
+            raise
+        return _white(torch.cat(good))
 
 
 def simulated_scan(volume: Volume, *, coils: int = 8, noise: float = 0.01, seed: int = 0,

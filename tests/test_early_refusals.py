@@ -1,18 +1,20 @@
 """What cannot be written is refused before the first slice is sampled, not after the last."""
 
 import functools
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
 
 from recon import datasets, samplers
 from recon.datasets.deidentify import OURS, refuse_identity
-from recon.files import Settings, reconstruct_file
+from recon.files import Settings, _renamed, reconstruct_file
 from recon.outputs import FORMATS, description_of, refuse_result, write_result
 from recon.outputs import Origin as From
 from recon.reconstruct import Reconstruction
@@ -182,3 +184,39 @@ def test_names_are_whole_words(tmp_path: Path, text: str, named: bool) -> None:
     assert (_error(lambda: refuse_identity(text, header)) is not None) == named
     planted = any(part in text.casefold() for part in ("dra", "con", "4711"))  # parts of words
     assert planted
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    ("Müller^Hans", "Müllers Schulter"), ("Smith^John", "Smiths shoulder"),
+    ("DOE^JANE", "JaneDoe knee"), ("田中一郎", "田中一郎さんの再構成")])
+def test_longer_names_count_inside_words(tmp_path: Path, name: str, text: str) -> None:
+    """And where a script has no spaces between words."""
+    header = datasets.source_headers(series(tmp_path, PatientName="Dra"))[0]
+    header.PatientName = name
+    assert _error(lambda: refuse_identity(text, header)) is not None
+    assert not re.search(rf"\b{name.split('^')[0].casefold()}\b", text.casefold())  # whole words
+
+
+def test_numbers_stay_where_files_are_called_by_numbers(tmp_path: Path) -> None:
+    folder = series(tmp_path / "DOE_JANE")
+    for number, path in enumerate(sorted(folder.iterdir()), 1):
+        path.rename(folder / str(number))
+    said = _renamed("DOE_JANE: slices are missing: 1 between 35 and 40 mm, 2.5 mm apart", folder,
+                    "case_0001")
+    assert said == "case_0001: slices are missing: 1 between 35 and 40 mm, 2.5 mm apart"
+    assert _renamed("2: PixelData: cut", folder, "case_0001") == "case_0001: PixelData: cut"
+
+
+def test_a_link_is_followed_before_its_parent_is_asked_for(tmp_path: Path) -> None:
+    """As the system does; by the letters alone another file has the same path."""
+    (tmp_path / "real" / "deep").mkdir(parents=True)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "link").symlink_to(tmp_path / "real" / "deep")
+    for folder, value in (("real", 1.0), ("here", 9.0)):
+        np.save(tmp_path / folder / "k.npy",
+                multicoil_kspace(torch.full((16, 16), value), coils=2).numpy())
+    reconstruct_file([tmp_path / "here" / "link" / ".." / "k.npy"], tmp_path / "out",
+                     Settings(sampler="tv", mask="equispaced_fraction", acceleration=2,
+                              center_fraction=0.4), say=lambda _: None)
+    with h5py.File(tmp_path / "out" / "k_recon.h5") as file:
+        assert float(file["reconstruction"][:].max()) < 9

@@ -1,6 +1,7 @@
 """Simulated scans of some slices of a file: their noise is that of the whole one."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,6 +58,25 @@ def test_a_slice_has_the_noise_it_has_in_the_volume(path: Path, first: int, stop
     bare = simulated_scan(found, seed=0)
     told = simulated_scan(found, seed=0, white=white_of_file(path))
     assert not torch.allclose(bare.kspace, told.kspace, rtol=1e-3)
+
+
+def test_slices_are_read_though_another_is_bad(tmp_path: Path) -> None:
+    """Their noise is then a part of the white of the good ones."""
+    pytest.importorskip("nibabel", reason="the extra `nifti` is not installed")
+    import nibabel
+
+    values = images().astype(np.float32)
+    values[0, 3, 3] = np.nan
+    nii: Any = nibabel.Nifti1Image
+    nibabel.save(nii(values.transpose(2, 1, 0), np.eye(4)), tmp_path / "a.nii")
+    chosen = Files(mask="equispaced_fraction", center_fraction=0.3, acceleration=2)
+    with pytest.raises(datasets.FormatError, match="slice 0 holds NaN"):
+        opened(tmp_path / "a.nii", chosen)
+    assert isinstance(opened(tmp_path / "a.nii", chosen._replace(slices=slice(5, 6))).data, Scan)
+    write_series(tmp_path / "cut", images(), modality="MR", slope=1.0, intercept=0.0)
+    first = min((tmp_path / "cut").iterdir())
+    first.write_bytes(first.read_bytes()[:-100])
+    assert isinstance(opened(tmp_path / "cut", chosen._replace(slices=slice(7, 8))).data, Scan)
 
 
 @pytest.mark.parametrize("count", [1, 15, 16, 31, 32, 100])

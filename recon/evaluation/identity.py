@@ -19,6 +19,11 @@ from recon import datasets, operators, priors
 from recon.evaluation.settings import PRECISIONS, Settings, needs_prior
 from recon.priors import Prior
 
+OF_FOLDERS = ("recon.json", "config.json", "unet/config.json", "unet_ema/config.json",
+              "scheduler_config.json", "scheduler/scheduler_config.json",
+              "../scheduler/scheduler_config.json")  # the last beside a unet given alone
+"""What the loader of diffusers' folders reads beside weights; others may come and go."""
+
 
 def prior_of(settings: Settings) -> Prior | None:
     """The prior on the CPU, None where no sampler needs one."""
@@ -38,8 +43,7 @@ def _files(prior: str) -> list[Path]:
     if prior in priors.SHIPPED:
         return []  # its numbers and its weights say all
     if path.is_dir():
-        beside = path.parent / "scheduler" / "scheduler_config.json"  # of a unet given alone
-        return [*sorted(path.rglob("*.json")), *([beside] if beside.is_file() else [])]
+        return [path / name for name in OF_FOLDERS if (path / name).is_file()]
     if path.suffix == ".onnx":  # large weights may lie beside the network, in files named after it
         return sorted(p for p in path.parent.iterdir()
                       if p.is_file() and p.name.startswith(path.name))
@@ -105,7 +109,7 @@ def source_hash() -> str:
                           (datasets, "datasets/")):
         (folder, *_) = package.__path__  # in a checkout rooms lie behind links, installed inside
         found |= {room + path.relative_to(folder).as_posix(): path
-                  for path in Path(folder).rglob("*.py")}
+                  for path in Path(folder).rglob("*.py") if path.is_file()}
     told = hashlib.sha256()
     for name, path in sorted(found.items()):
         told.update(name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())

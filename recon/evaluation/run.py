@@ -114,7 +114,8 @@ def diverged(out: str | Path) -> list[Record]:
 
     Their images are kept as they are, in the submissions too.
     """
-    return [record for record in read_records(Path(out) / "records.jsonl") if record["diverged"]]
+    records = read_records(Path(out) / "records.jsonl")
+    return [record for record in records if record.get("diverged")]
 
 
 def _foreign(out: Path) -> bool:

@@ -62,9 +62,24 @@ def test_slices_undersampled_alike(tmp_path: Path, name: str, kind: str) -> None
     assert torch.equal(mask.expand(12, 16), MASKS[kind][0])
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_few_zeros_by_chance_count_as_measured(tmp_path: Path, name: str) -> None:
+    """Whole numbers of a scanner with one coil: here and there a sample is zero."""
+    kspace = measured(torch.ones(2, 12, 16, dtype=torch.bool))
+    kspace[0, :, 3, 4] = kspace[1, :, 10, 2] = 0
+    assert datasets.open(save(tmp_path / name, kspace)).mask is None
+    kspace[0, :, 3, 4:7] = 0
+    with pytest.raises(FormatError, match="zeros at different points"):
+        datasets.open(save(tmp_path / f"more-{name}", kspace))
+    kspace = measured(COLUMNS[:1, None].expand(2, 12, 16))
+    kspace[0, :, :, 0] = 0  # one column of a hundred is no chance
+    with pytest.raises(FormatError, match="zeros at different points"):
+        datasets.open(save(tmp_path / f"column-{name}", kspace))
+
+
 def test_a_mask_in_the_file_says_that_zeros_were_measured(tmp_path: Path) -> None:
     kspace = measured(torch.ones(2, 12, 16, dtype=torch.bool))
-    kspace[1, :, 3, 4] = 0
+    kspace[1, :, 3, 4:8] = 0
     path = save(tmp_path / "a.npz", kspace)
     with pytest.raises(FormatError, match="zeros at different points"):
         datasets.open(path)

@@ -191,13 +191,23 @@ def test_what_lies_beside_data_stops_nothing(folder: Path) -> None:
     def scout(data: Any, _: int) -> None:
         data.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
 
+    def projection(data: Any, _: int) -> None:
+        data.add_new(0x70310010, "LO", "Rays")
+        data.add_new(0x70311001, "FL", 0.5)
+
+    def spectrum(data: Any, _: int) -> None:
+        data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4.2"
+
+    write_series(folder / "projections", np.ones((2, 6, 4), int), change=projection)
+    write_series(folder / "spectra", np.ones((1, 6, 4), int), modality="MR", change=spectrum)
     write_series(folder / "reports", np.ones((1, 6, 4), int), change=report)
     write_series(folder / "scouts", np.ones((1, 6, 4), int), change=scout)
     (folder / "patients.xlsx").write_bytes(b"PK\x03\x04" + bytes(60))
     (folder / "climate.nc").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(60))
     slices = Slices(folder)
     assert len(slices) == 9
-    assert {"reports", "scouts", "patients.xlsx", "climate.nc"} <= dict(slices.left_out).keys()
+    assert {"projections", "spectra", "reports", "scouts", "patients.xlsx",
+            "climate.nc"} <= dict(slices.left_out).keys()
 
 
 def test_data_that_came_later(folder: Path) -> None:

@@ -212,3 +212,29 @@ def test_any_line_of_the_program_counts(tmp_path: Path, monkeypatch: pytest.Monk
     assert changed != before
     (inside / "priors" / "deep" / "a.py").rename(inside / "priors" / "deep" / "b.py")
     assert found(lambda name: inside / name) not in (before, changed)
+
+
+def test_what_no_loader_reads_of_a_folder_does_not_count(tmp_path: Path) -> None:
+    """Such as the results of the evaluation itself."""
+    pytest.importorskip("diffusers", reason="the extra `diffusers` is not installed")
+    from diffusers import DDPMScheduler, UNet2DModel
+
+    UNet2DModel(sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8),
+                down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
+                norm_num_groups=4, layers_per_block=1).save_pretrained(tmp_path / "unet")
+    DDPMScheduler().save_pretrained(tmp_path / "scheduler")
+    (tmp_path / "recon.json").write_text('{"value_range": [-1, 1]}')
+    settings = Settings({"dds": {}}, prior=str(tmp_path))
+
+    def found() -> str:
+        return prior_hash(settings, prior_of(settings))
+
+    before = found()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "plan.json").write_text("{}")
+    (tmp_path / "training_log.json").write_text("{}")
+    assert found() == before
+    scheduler = tmp_path / "scheduler" / "scheduler_config.json"
+    told = json.loads(scheduler.read_text())
+    scheduler.write_text(json.dumps(told | {"beta_end": 0.03}))
+    assert found() != before
