@@ -116,10 +116,10 @@ class _Sum(LinearOperator):
         self.terms: Sequence[LinearOperator] = nn.ModuleList(terms)  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
-        return _total(A(x) for A in self.terms)
+        return total(A(x) for A in self.terms)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return _total(A.adjoint(y) for A in self.terms)
+        return total(A.adjoint(y) for A in self.terms)
 
 
 class _Stack(LinearOperator):
@@ -142,14 +142,15 @@ class _Stack(LinearOperator):
         sizes = [A.range.shape[0] for A in self.parts]
         pieces = torch.split(y, sizes, dim=-len(self.range.shape))
         pulled = [A.adjoint(piece) for A, piece in zip(self.parts, pieces, strict=True)]
-        return _total(pulled)
+        return total(pulled)
 
     def normal(self, x: Tensor) -> Tensor:
-        return _total(A.normal(x) for A in self.parts)
+        return total(A.normal(x) for A in self.parts)
 
 
-def _total(parts: Iterable[Tensor]) -> Tensor:
-    return functools.reduce(torch.add, parts)  # of batches that broadcast
+def total(parts: Iterable[Tensor]) -> Tensor:
+    """The sum of tensors, whose batches may broadcast, one after another."""
+    return functools.reduce(torch.add, parts)
 
 
 def stack(*operators: LinearOperator) -> LinearOperator:

@@ -66,7 +66,8 @@ def items_of(A: "Operator") -> tuple[int, ...] | None:
     return A.items if isinstance(A.items, tuple) else None
 
 
-def _ends_in(batch: tuple[int, ...], items: tuple[int, ...]) -> bool:
+def ends_in(batch: tuple[int, ...], items: tuple[int, ...]) -> bool:
+    """Whether one for each of ``items`` is one, or the same, for each of ``batch``."""
     return len(batch) >= len(items) and all(
         n in (1, b) for n, b in zip(items[::-1], batch[::-1], strict=False))
 
@@ -189,7 +190,7 @@ class LinearOperator(Operator):
         """As ``solve``, always by conjugate gradients, with its iterations and residuals."""
         self.domain.check(rhs, f"{self.label()}.solve")
         shift, given = self.per_item(shift, rhs), rhs
-        if not _ends_in(self.domain.batch_of(rhs), items_of(self) or ()):
+        if not ends_in(self.domain.batch_of(rhs), items_of(self) or ()):
             rhs = rhs.expand_as(self.normal(rhs))  # one right-hand side for all that it holds
         rhs = rhs.expand(torch.broadcast_shapes(  # type: ignore[no-untyped-call]
             rhs.shape, shift.shape))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, split
 from torch.fft import fft, fftn, ifftn, ifftshift
 
+from recon.operators.algebra import total
 from recon.operators.base import LinearOperator, Operator
 from recon.operators.mri.arguments import checked_maps, checked_mask, checked_shape
 from recon.operators.mri.fourier import centring
@@ -18,7 +19,6 @@ from recon.operators.mri.sensitivity import (
     items_of,
     map_sum,
     mixed_maps,
-    total,
 )
 from recon.space import Space
 

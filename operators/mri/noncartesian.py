@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn, split
 
+from recon.operators.algebra import total
 from recon.operators.base import LinearOperator
 from recon.operators.mri.arguments import (
     checked_maps,
@@ -25,7 +26,6 @@ from recon.operators.mri.sensitivity import (
     coil_sum,
     items_of,
     mixed_maps,
-    total,
 )
 from recon.operators.mri.toeplitz import Toeplitz
 from recon.space import Space

@@ -1,10 +1,10 @@
 """Images through coil maps and back, for one set of maps or several, and the items they are of."""
 
-import functools
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
+
+from recon.operators.algebra import total
+from recon.operators.base import ends_in
 
 
 def coil_images(x: Tensor, maps: Tensor | None, sets: int, ndim: int) -> Tensor:
@@ -48,12 +48,6 @@ def items_of(maps: Tensor | None, sets: int, ndim: int) -> tuple[int, ...]:
 
 def check_items(label: str, what: str, items: tuple[int, ...], batch: tuple[int, ...]) -> None:
     """Refuse a batch that does not end in the items of an operator."""
-    ends = batch[len(batch) - len(items):] if len(batch) >= len(items) else None
-    if ends is None or any(n not in (1, b) for n, b in zip(items, ends, strict=True)):
+    if not ends_in(batch, items):
         raise ValueError(f"{label}: holds {what} for items {items}, got a batch of "
                          f"{tuple(batch)}: its last dimensions must be {items}")
-
-
-def total(parts: Iterable[Tensor]) -> Tensor:
-    """The sum of tensors, one after another."""
-    return functools.reduce(torch.add, parts)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from recon.integrators import Step
-from recon.operators.base import LinearOperator, Operator, items_of
+from recon.operators.base import LinearOperator, Operator, ends_in, items_of
 from recon.priors import Prior
 
 
@@ -90,7 +90,7 @@ def check_items(y: Tensor, operator: Operator) -> None:
     held = _shown(y, operator, batch) if told is None else told
     while len(held) > len(batch) and held[0] == 1:  # one for all
         held = held[1:]
-    if not _fits(held, batch):
+    if not ends_in(batch, held):
         raise ValueError(f"{operator.label()} holds masks or kernels for each of the items {held}, "
                          f"y is of items {batch}: pass the operator of these, or all measurements")
 
@@ -115,12 +115,6 @@ def _shown(y: Tensor, operator: Operator, batch: tuple[int, ...]) -> tuple[int, 
                 return measured(*batch, value=1)
 
 
-def _fits(items: tuple[int, ...], batch: tuple[int, ...]) -> bool:
-    """Whether one for each of ``items`` is one, or the same, for each of ``batch``."""
-    return len(items) <= len(batch) and all(
-        n in (1, b) for n, b in zip(items[::-1], batch[::-1], strict=False))
-
-
 def check_prior(prior: Prior) -> None:
     """Refuse what is no prior: a bare network, or a function."""
     if not isinstance(prior, Prior):
@@ -141,7 +135,7 @@ def check_sigmas(sigmas: Tensor, batch: tuple[int, ...] | None = None) -> None:
         raise ValueError(f"sigmas must end in 0, got {sigmas[-1].tolist()}")
     if batch is not None:
         items = tuple(sigmas.shape[1:])
-        if not _fits(items, batch):
+        if not ends_in(batch, items):
             raise ValueError("sigmas (or the prior's scale) want one level for all or one per item "
                              f"of the batch {batch}, got {items}")
 
